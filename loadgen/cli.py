@@ -1,0 +1,266 @@
+"""The verbs and their wiring, nothing else. stdout is data, stderr is talk.
+
+Exit status: 0 valid, 1 run invalid or a --fail-if met, 2 usage or configuration,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+import loadgen
+from loadgen import clock, overrides
+from loadgen.config import Tree, read_yaml
+from loadgen.errors import LoadgenError
+from loadgen.scenario import Scenario, find_scenario, shipped_scenarios, validate
+
+OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_EXAMPLES = """examples:
+  loadgen run scenarios/fixed_50ms.yaml                        the main job, on the embedded server
+  loadgen run scenarios/poisson_20rps.yaml --url http://gpu-host:8080    a real TGI, vLLM or llama.cpp
+  loadgen run scenarios/fixed_50ms.yaml --request-rate 5 --request-count 500 --fail-if 'p99_ttft>0.5'
+  loadgen check scenarios/azure_conversation.yaml              validate and print the plan
+  loadgen summary runs/20261121T101500Z-fixed_50ms-1a2b3c4d    print a run again, from its files alone
+  loadgen serve --port 8080                                    the embedded TGI-protocol server
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="loadgen",
+        description="Traffic-shaping load generator and energy study for LLM serving:\n"
+        "what a request costs in energy and time, and how the way requests arrive changes it.",
+        epilog=_EXAMPLES,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"loadgen {loadgen.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    shipped = "shipped scenarios: " + ", ".join(p.stem for p in shipped_scenarios())
+    run = verbs.add_parser(
+        "run",
+        help="run a scenario and print what it cost",
+        description="Runs a scenario: warm-up, idle baseline, load, drain, baseline; prints the summary.\n"
+        "The last line of stdout is the run directory. Ctrl-C keeps the data.",
+        epilog=shipped,
+        formatter_class=formatter,
+    )
+    run.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
+    overrides.add_flags(run)
+    run.add_argument(
+        "--output-dir", metavar="DIR", type=Path, default=Path("runs"), help="parent of the run directory"
+    )
+    run.add_argument(
+        "--clock",
+        choices=("virtual", "real"),
+        help="embedded server only: virtual (default) jumps over waiting",
+    )
+    run.add_argument(
+        "--fail-if",
+        metavar="EXPR",
+        action="append",
+        default=[],
+        help="exit 1 when true, e.g. 'p99_ttft>0.5' (seconds); repeatable; see docs/method.md",
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.set_defaults(go=_run)
+
+    check = verbs.add_parser(
+        "check",
+        help="validate a scenario and print its resolved plan",
+        description="Validates a scenario and prints what it would send: count, duration, realised rate,\n"
+        "gap CV, index of dispersion, lag-1 autocorrelation, token lengths. Sends nothing.",
+        epilog=shipped,
+        formatter_class=formatter,
+    )
+    check.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
+    overrides.add_flags(check)
+    check.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    check.set_defaults(go=_check)
+
+    summary = verbs.add_parser(
+        "summary",
+        help="print a run's summary from its files alone",
+        description="Reads a run directory, finished or not, and prints its summary and verdict.",
+        formatter_class=formatter,
+    )
+    summary.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    summary.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    summary.add_argument("--fail-if", metavar="EXPR", action="append", default=[], help="as for run")
+    summary.set_defaults(go=_summary)
+
+    serve = verbs.add_parser(
+        "serve",
+        help="serve the TGI protocol from the simulated GPU",
+        description="Serves TGI's and OpenAI's routes from a continuous-batching engine with the time and\n"
+        "power of a simulated GPU. Text is made up; timing, batching, limits and errors are TGI's.",
+        formatter_class=formatter,
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
+    serve.add_argument("--port", type=int, default=8080, help="port, 0 for a free one (default %(default)s)")
+    serve.add_argument("--model", default=None, metavar="M", help="default llama-3.1-8b")
+    serve.add_argument("--gpu", default=None, metavar="G", help="default h100-sxm")
+    serve.add_argument("--dtype", default=None, metavar="D", help="default bfloat16")
+    serve.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of reply lengths (default %(default)s)"
+    )
+    serve.add_argument(
+        "--max-concurrent-requests",
+        type=int,
+        default=128,
+        metavar="N",
+        help="refuse with 429 beyond (default 128)",
+    )
+    serve.add_argument("--api-key", metavar="K", help="demand this bearer token on POST routes")
+    serve.set_defaults(go=_serve)
+    return parser
+
+
+def _resolve(args: argparse.Namespace) -> tuple[Scenario, str, Tree]:
+    path = find_scenario(args.scenario)
+    tree = read_yaml(path)
+    overrides.apply(tree, args)
+    return validate(tree, path.parent), path.read_text(encoding="utf-8"), tree
+
+
+def _run(args: argparse.Namespace) -> int:
+    from analysis.fail_if import parse
+
+    from loadgen.experiment import Order, execute
+    from loadgen.plan import build
+    from loadgen.progress import RunView
+
+    conditions = [parse(text) for text in args.fail_if]
+    scenario, text, _ = _resolve(args)
+    if scenario.server.url and args.clock == "virtual":
+        raise LoadgenError(
+            "--clock virtual: only the embedded server can be run in virtual time, and there is a url"
+        )
+    talk = Console(stderr=True)
+    with talk.status("planning") if talk.is_terminal and not args.quiet else nullcontext():
+        planned = build(scenario)
+    for note in planned.notes:
+        talk.print(f"note: {note}", highlight=False)
+    gc.collect()
+    gc.freeze()  # the plan lives as long as the run; no collection should walk it again
+    order = Order(scenario, text, planned, args.output_dir, args.api_key)
+    virtual = not scenario.server.url and args.clock != "real"
+    view = RunView(talk, len(planned.measured.arrivals), quiet=args.quiet)
+    interrupted = False
+    with view, asyncio.Runner(loop_factory=clock.VirtualLoop if virtual else clock.fast_loop) as runner:
+        try:
+            runner.run(execute(order, view))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            interrupted = True
+    if view.path is None:
+        return INTERRUPTED
+    status = _report(view.path, conditions)
+    print(view.path)
+    return INTERRUPTED if interrupted else status
+
+
+def _report(path: Path, conditions: list[Any]) -> int:
+    from analysis.show import render
+    from analysis.summary import summarize
+
+    from analysis.load import load_run
+
+    summary = summarize(load_run(path))
+    render(summary, Console())
+    return _verdict(summary, conditions)
+
+
+def _verdict(summary: dict[str, Any], conditions: list[Any]) -> int:
+    """The exit status of a summary; says on stderr which condition was met."""
+    met = [reason for condition in conditions if (reason := condition.met(summary))]
+    for reason in met:
+        print(f"loadgen: --fail-if met: {reason}", file=sys.stderr)
+    return INVALID if met or not summary["valid"] else OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from loadgen.plan import build, describe_plan, show_plan
+
+    scenario, _, _ = _resolve(args)
+    facts = describe_plan(scenario, build(scenario))
+    if args.json:
+        print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
+    else:
+        show_plan(facts, Console())
+    return OK
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from analysis.fail_if import parse
+    from analysis.summary import summarize
+
+    from analysis.load import load_run
+
+    conditions = [parse(text) for text in args.fail_if]
+    if not args.json:
+        return _report(args.run, conditions)
+    summary = summarize(load_run(args.run))
+    print(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode())
+    return _verdict(summary, conditions)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from loadgen.server.host import serving
+    from loadgen.server.service import Service
+    from loadgen.target import DEFAULT_DTYPE, DEFAULT_GPU, DEFAULT_MODEL
+
+    async def serve() -> None:
+        service = Service(
+            args.model or DEFAULT_MODEL,
+            args.gpu or DEFAULT_GPU,
+            args.dtype or DEFAULT_DTYPE,
+            seed=args.seed,
+            max_concurrent_requests=args.max_concurrent_requests,
+        )
+        address = (args.host, args.port)
+        async with serving(service, seed=args.seed, address=address, api_key=args.api_key) as host:
+            limits = service.limits
+            print(
+                f"loadgen: serving {limits.model_id} on simulated {args.gpu or DEFAULT_GPU} at {host.url} "
+                f"(TGI and OpenAI routes; Ctrl-C ends it)",
+                file=sys.stderr,
+                flush=True,
+            )
+            await asyncio.Event().wait()
+
+    try:
+        with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
+            runner.run(serve())
+    except KeyboardInterrupt:
+        return OK
+    return OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="loadgen: %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return int(args.go(args))
+    except LoadgenError as exc:
+        for line in str(exc).splitlines():
+            print(f"loadgen: {line}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK

@@ -1,0 +1,224 @@
+"""One run from start to seal: target, warm-up, idle baseline, load, drain, baseline, files."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadgen import clock, provenance
+from loadgen.clients.redaction import redact
+from loadgen.errors import ConfigError
+from loadgen.plan import Planned
+from loadgen.power.sampler import Sampled, sample
+from loadgen.progress import RunView
+from loadgen.rundir import RunWriter, new_path
+from loadgen.runner import record_unsent, run_plan
+from loadgen.scenario import Scenario
+from loadgen.target import Target, open_target
+from loadgen.types import Arrival, Plan, Reading, Record, Step
+
+_LEAD_S = 0.2  # after set-up and before the first due time, so that set-up cannot make it late
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything a run needs to know."""
+
+    scenario: Scenario
+    scenario_text: str
+    planned: Planned
+    parent: Path
+    api_key: str | None = None
+
+
+class _Steps:
+    """The engine's steps on their way to server.jsonl, which is opened after the engine."""
+
+    def __init__(self) -> None:
+        self._early: list[Step] = []
+        self._sink: Callable[[Step], None] = self._early.append
+        self.end_s = 0.0
+
+    def __call__(self, step: Step) -> None:
+        self.end_s = step.start_s + step.duration_s
+        self._sink(step)
+
+    def connect(self, sink: Callable[[Step], None]) -> None:
+        self._sink = sink
+        for step in self._early:
+            sink(step)
+        self._early.clear()
+
+
+async def execute(order: Order, view: RunView) -> Path:
+    """Runs the order and returns its sealed run directory.
+
+    When cancelled, every arrival still gets its record, the directory is sealed
+    as ``interrupted`` and the cancellation goes on. Raises LoadgenError when the
+    target cannot be used; no directory is made then.
+    """
+    steps, planned = _Steps(), order.planned
+    run: _Run | None = None
+    status = "failed"
+    try:
+        async with open_target(
+            order.scenario, api_key=order.api_key, exact_lengths=planned.exact_lengths, on_step=steps
+        ) as target:
+            if target.url is not None and target.kind not in ("embedded", "null"):
+                view.stage("probing")
+                await _probe_once(target, planned, order.scenario.load.timeout_s)
+            run = _Run(order, target, view)
+            view.path = run.writer.path
+            if target.board is not None:
+                steps.connect(run.writer.log_server_steps().append)
+            await run.go()
+        status = "complete"
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    finally:
+        # Sealed only now: the engine writes its last stretch when the target closes.
+        if run is not None:
+            run.seal(status, steps.end_s)
+    return run.writer.path
+
+
+async def _probe_once(target: Target, planned: Planned, timeout_s: float) -> None:
+    """One single-token request before the load. Raises ConfigError with the server's own words."""
+    first = (planned.warmup.arrivals or planned.measured.arrivals)[0].request
+    body = {k: v for k, v in first.body.items() if k != "output_tokens"} | {"max_new_tokens": 1}
+    request = dataclasses.replace(first, id=-(2**31), body=body, phase="warmup")
+    plan = Plan((Arrival(0.0, 0.0, request),), 1, "queue", 0, closed=True)
+    records: list[Record] = []
+    await run_plan(plan, target.client, zero_s=clock.now(), timeout_s=timeout_s, on_record=records.append)
+    if records[0].status != "ok":
+        raise ConfigError(f"{target.url}: the probe request failed ({records[0].status}): {records[0].error}")
+
+
+class _Run:
+    """One run's files and the state that sealing them needs."""
+
+    def __init__(self, order: Order, target: Target, view: RunView) -> None:
+        self.order, self.target, self.view = order, target, view
+        self.measured_done = 0
+        self.last_done_s: float | None = None
+        now = datetime.now(UTC)
+        scenario = order.scenario.model_dump(mode="json")
+        scenario["server"]["headers"] = redact(order.scenario.server.headers)
+        digest = provenance.digest(scenario)
+        path = new_path(order.parent, order.scenario.name, now.strftime("%Y%m%dT%H%M%SZ"), digest)
+        self.writer = RunWriter(path, self._manifest(scenario, digest, now), order.scenario_text)
+        self.writer.write_plan(order.planned.warmup, order.planned.measured)
+
+    async def go(self) -> None:
+        """Warm-up, baseline, load until the last reply, baseline."""
+        scenario, view = self.order.scenario, self.view
+        stop = asyncio.Event()
+        sampling: asyncio.Task[Sampled] | None = None
+        if self.target.power is not None:
+            sampling = asyncio.create_task(
+                sample(self.target.power, scenario.power.interval_s, self._reading, stop)
+            )
+        try:
+            view.stage("warm-up")
+            await self._send(self.order.planned.warmup, clock.now())
+            if sampling is not None:
+                view.stage("idle baseline")
+                await asyncio.sleep(scenario.power.baseline_s)
+            zero_s = clock.now() + _LEAD_S
+            self.writer.set_zero(zero_s)
+            self.writer.save()
+            view.stage("load")
+            await self._send(self.order.planned.measured, zero_s)
+            if sampling is not None:
+                view.stage("idle baseline")
+                await asyncio.sleep(scenario.power.baseline_s)
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            stop.set()
+            if sampling is not None:
+                self.writer.manifest["warnings"] += (await sampling).warnings
+
+    async def _send(self, plan: Plan, zero_s: float) -> None:
+        await run_plan(
+            plan,
+            self.target.client,
+            zero_s=zero_s,
+            timeout_s=self.order.scenario.load.timeout_s,
+            on_record=self._record,
+            on_sent=self.view.sent,
+        )
+
+    def _abandon(self) -> None:
+        """An interruption before the load began: its arrivals get their records all the same."""
+        if self.writer.zero_s is None:
+            zero_s = clock.now()
+            record_unsent(self.order.planned.measured, zero_s, self._record)
+            self.writer.set_zero(zero_s)
+
+    def _record(self, record: Record) -> None:
+        self.writer.requests.append(record)
+        if record.phase == "warmup":
+            return
+        self.measured_done += 1
+        if record.done_s is not None:
+            self.last_done_s = max(record.done_s, self.last_done_s or record.done_s)
+        self.view.record(record)
+
+    def _reading(self, reading: Reading) -> None:
+        self.writer.power.append(reading)
+        self.view.reading(reading)
+
+    def seal(self, status: str, engine_end_s: float) -> None:
+        """Writes what is known only at the end, then closes the directory."""
+        writer, target = self.writer, self.target
+        zero_s = writer.zero_s
+        if zero_s is None:
+            writer.set_zero(clock.now())
+        elif self.last_done_s is not None:
+            writer.manifest["window"] = {"start_s": 0.0, "end_s": self.last_done_s - zero_s}
+        if target.board is not None:
+            writer.manifest["engine"] = {"energy_j": target.board.energy_j(engine_end_s)}
+        writer.seal(status)
+
+    def _manifest(self, scenario: dict[str, Any], digest: str, now: datetime) -> dict[str, Any]:
+        order, target = self.order, self.target
+        domains = target.power.domains() if target.power is not None else ()
+        return {
+            "name": order.scenario.name,
+            "seed": order.scenario.seed,
+            "clock": "virtual" if clock.is_virtual() else "real",
+            "scenario": scenario,
+            "scenario_hash": digest,
+            "server": target.manifest(),
+            "protocol": target.protocol,
+            "closed_loop": order.planned.measured.closed,
+            "counts": {
+                "planned": len(order.planned.measured.arrivals),
+                "warmup": len(order.planned.warmup.arrivals),
+            },
+            "power": {
+                "interval_s": order.scenario.power.interval_s,
+                "baseline_s": order.scenario.power.baseline_s if target.power is not None else 0.0,
+                "domains": [dataclasses.asdict(domain) for domain in domains],
+                "label": target.power_label,
+                "reason": target.power_reason,
+            },
+            "window": None,
+            "engine": None,
+            "slo": scenario["slo"],
+            "gpus": list(getattr(target.power, "boards", ())),
+            "host": provenance.host(),
+            "packages": provenance.packages(),
+            "git": provenance.git(),
+            "anchors": {"wall_utc": now.isoformat(), "monotonic_s": time.monotonic(), "clock_s": clock.now()},
+            "warnings": [*order.planned.notes, *target.notes, *getattr(target.power, "warnings", ())],
+        }

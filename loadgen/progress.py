@@ -1,0 +1,128 @@
+"""What a run looks like while it runs: a live bar on a terminal, plain lines elsewhere.
+
+Redrawn by wall time even when the run's own clock is virtual.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from loadgen.types import Reading, Record
+
+_LIVE_EVERY_S = 0.1
+_LINE_EVERY_S = 5.0
+_RECENT = 200
+
+
+class RunView:
+    """Counts what happens and shows it on ``console`` (stderr). A context manager.
+
+    Nothing is shown for what takes under two seconds without a terminal.
+    """
+
+    def __init__(self, console: Console, planned: int, *, quiet: bool = False) -> None:
+        self._console = console
+        self._planned = planned
+        self._quiet = quiet
+        self._live = console.is_terminal and not quiet
+        self._stage = "starting"
+        self._sent = self._done = self._ok = 0
+        self._sim_s = 0.0
+        self._ttft_s: deque[float] = deque(maxlen=_RECENT)
+        self._power: dict[str, tuple[float, float]] = {}
+        self._power_w: float | None = None
+        self._began_s = time.monotonic()
+        self._shown_s = self._began_s
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            auto_refresh=False,
+        )
+        self.path: Path | None = None
+        self._task = self._bar.add_task("starting", total=planned, facts="")
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show(force=self._live)
+        if self._live:
+            self._bar.stop()
+
+    def stage(self, name: str) -> None:
+        """Names what is going on: warm-up, baseline, load, drain."""
+        self._stage = name
+        self._show()
+
+    def sent(self) -> None:
+        """Counts a request that was sent in the measured load."""
+        self._sent += 1
+
+    def record(self, record: Record) -> None:
+        """Counts a finished request."""
+        self._done += 1
+        self._sim_s = record.done_s if record.done_s is not None else self._sim_s
+        if record.status == "ok":
+            self._ok += 1
+            if record.first_s is not None and record.sent_s is not None:
+                self._ttft_s.append(record.first_s - record.sent_s)
+        self._show()
+
+    def reading(self, reading: Reading) -> None:
+        """Follows the GPU counters for the mean power since the last reading."""
+        if reading.energy_j is not None and reading.domain.startswith("gpu"):
+            before = self._power.get(reading.domain)
+            self._power[reading.domain] = (reading.t_s, reading.energy_j)
+            if before is not None and reading.t_s > before[0]:
+                power_w = (reading.energy_j - before[1]) / (reading.t_s - before[0])
+                self._power_w = power_w if self._power_w is None else 0.9 * self._power_w + 0.1 * power_w
+        self._show()
+
+    def _facts(self) -> str:
+        parts = [f"{self._sent - self._done} in flight"] if self._stage == "load" else []
+        if self._done != self._ok:
+            parts.append(f"{self._done - self._ok} failed")
+        if self._ttft_s:
+            middle_s = sorted(self._ttft_s)[len(self._ttft_s) // 2]
+            parts.append(f"TTFT p50 {middle_s * 1e3:.0f} ms")
+        if self._power_w is not None:
+            parts.append(f"GPU {self._power_w:.0f} W")
+        return " · ".join(parts)
+
+    def _show(self, *, force: bool = False) -> None:
+        now_s = time.monotonic()
+        due_s = _LIVE_EVERY_S if self._live else _LINE_EVERY_S
+        if self._quiet or (now_s - self._shown_s < due_s and not force):
+            return
+        self._shown_s = now_s
+        if self._live:
+            self._bar.update(self._task, description=self._stage, completed=self._done, facts=self._facts())
+            self._bar.refresh()
+        else:
+            elapsed_s = now_s - self._began_s
+            line = f"{elapsed_s:5.0f} s  {self._stage}: {self._done}/{self._planned} done"
+            self._console.print(" · ".join(filter(None, (line, self._facts()))), highlight=False)

@@ -1,0 +1,240 @@
+"""The on-disk format of a run, both ways. Described key by key in docs/format.md.
+
+``run.json`` is replaced atomically; the ``.jsonl`` files only grow, one object a
+line, handed to the system per line, so a killed run is readable up to its last
+line. Instants are written in seconds from the first measured due time. That zero
+is known only after warm-up, so lines from before it wait in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+import orjson
+
+from loadgen.errors import RunDirError
+from loadgen.types import Arrival, Plan, Reading, Record, Step
+
+SCHEMA = 1
+_INSTANT_DIGITS = 6  # microseconds: below any stamp's error, and half the bytes of a full float
+_STEP_DIGITS = 9
+
+T = TypeVar("T")
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def record_row(record: Record, zero_s: float) -> dict[str, Any]:
+    """A record as its JSON object, instants shifted by ``zero_s`` (clock.now of the first due)."""
+
+    def instant(t_s: float | None) -> float | None:
+        return None if t_s is None else round(t_s - zero_s, _INSTANT_DIGITS)
+
+    row = {name: getattr(record, name) for name in _RECORD_FIELDS}
+    for name in ("demand_s", "due_s", "sent_s", "first_s", "done_s"):
+        row[name] = instant(row[name])
+    row["chunk_s"] = [round(t - zero_s, _INSTANT_DIGITS) for t in record.chunk_s]
+    return row
+
+
+def reading_row(reading: Reading, zero_s: float) -> dict[str, Any]:
+    """A reading as its JSON object: only the quantity that was read is a key."""
+    row: dict[str, Any] = {"t_s": round(reading.t_s - zero_s, _INSTANT_DIGITS), "domain": reading.domain}
+    if reading.energy_j is not None:
+        row["energy_j"] = reading.energy_j
+    else:
+        row["power_w"] = reading.power_w
+    return row
+
+
+def step_row(step: Step, zero_s: float) -> dict[str, Any]:
+    """An engine step as its JSON object; energy and duration keep full precision."""
+    return {
+        "start_s": round(step.start_s - zero_s, _STEP_DIGITS),
+        "duration_s": step.duration_s,
+        "energy_j": step.energy_j,
+        "sequences": step.sequences,
+    }
+
+
+def plan_row(arrival: Arrival, *, timed: bool = True) -> dict[str, Any]:
+    """An arrival as its JSON object, without prompt text. Untimed rows (warm-up) have null instants."""
+    request, body = arrival.request, arrival.request.body
+    return {
+        "id": request.id,
+        "kind": request.kind,
+        "phase": request.phase,
+        "block": request.block,
+        "demand_s": round(arrival.demand_s, _INSTANT_DIGITS) if timed else None,
+        "due_s": round(arrival.due_s, _INSTANT_DIGITS) if timed else None,
+        "prompt_tokens": body.get("prompt_tokens"),
+        "max_new_tokens": body.get("max_new_tokens"),
+        "output_tokens": body.get("output_tokens"),
+        "source_id": body.get("source_id"),
+        "after": arrival.after,
+        "session": arrival.session,
+    }
+
+
+_RECORD_FIELDS = tuple(f.name for f in dataclasses.fields(Record))
+
+
+class _Lines(Generic[T]):
+    """Appends one kind of row to one file; waits in memory until the zero is known."""
+
+    def __init__(self, path: Path, row: Callable[[T, float], dict[str, Any]]) -> None:
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._row = row
+        self._waiting: list[T] = []
+        self._zero_s: float | None = None
+        self.count = 0
+
+    def append(self, item: T) -> None:
+        self.count += 1
+        if self._zero_s is None:
+            self._waiting.append(item)
+        else:
+            self._file.write(_json(self._row(item, self._zero_s)) + b"\n")
+
+    def set_zero(self, zero_s: float) -> None:
+        self._zero_s = zero_s
+        waiting, self._waiting = self._waiting, []
+        self._file.write(b"".join(_json(self._row(item, zero_s)) + b"\n" for item in waiting))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RunWriter:
+    """Writes one run directory. ``requests``, ``power`` and ``server`` take ``append(item)``
+    with instants on ``clock.now()``; `set_zero` fixes what they count from.
+
+    Raises RunDirError when the directory cannot be made.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], scenario_text: str) -> None:
+        try:
+            path.mkdir(parents=True)
+            (path / "scenario.yaml").write_text(scenario_text, encoding="utf-8")
+        except OSError as exc:
+            raise RunDirError(f"cannot make the run directory {path}: {exc.strerror or exc}") from exc
+        self.path = path
+        self.manifest = {"schema": SCHEMA, "status": "running", **manifest}
+        self.requests = _Lines(path / "requests.jsonl", record_row)
+        self.power = _Lines(path / "power.jsonl", reading_row)
+        self.server: _Lines[Step] | None = None
+        self.zero_s: float | None = None
+        self.save()
+
+    def log_server_steps(self) -> _Lines[Step]:
+        """Opens ``server.jsonl``; only runs against the embedded server have one."""
+        self.server = _Lines(self.path / "server.jsonl", step_row)
+        return self.server
+
+    def write_plan(self, warmup: Plan, measured: Plan) -> None:
+        """``plan.jsonl``: the warm-up requests (instants null: they run one after another), then the plan."""
+        rows = [plan_row(a, timed=False) for a in warmup.arrivals]
+        rows += [plan_row(a, timed=not measured.closed) for a in measured.arrivals]
+        (self.path / "plan.jsonl").write_bytes(b"".join(_json(row) + b"\n" for row in rows))
+
+    def set_zero(self, zero_s: float) -> None:
+        """Fixes the instant (clock.now) that every written time counts from."""
+        self.zero_s = zero_s
+        for lines in self._streams():
+            lines.set_zero(zero_s)
+
+    def save(self) -> None:
+        """Replaces ``run.json`` atomically with the manifest as it stands."""
+        draft = self.path / "run.json.tmp"
+        draft.write_bytes(orjson.dumps(self.manifest, option=orjson.OPT_INDENT_2) + b"\n")
+        os.replace(draft, self.path / "run.json")
+
+    def seal(self, status: str) -> None:
+        """Closes the files and writes the final manifest, last of all."""
+        for lines in self._streams():
+            lines.close()
+        self.manifest["status"] = status
+        self.save()
+
+    def _streams(self) -> Iterator[_Lines[Any]]:
+        yield from (self.requests, self.power)
+        if self.server is not None:
+            yield self.server
+
+
+def new_path(parent: Path, name: str, started_utc: str, scenario_hash: str) -> Path:
+    """``parent/<utc>-<name>-<hash>``, with a counter if a run of the same second is there."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    stem = f"{started_utc}-{slug}-{scenario_hash[:8]}"
+    path, k = parent / stem, 2
+    while path.exists():
+        path, k = parent / f"{stem}-{k}", k + 1
+    return path
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """``run.json``. Raises RunDirError when it is not a run directory of a known schema."""
+    try:
+        manifest = orjson.loads((path / "run.json").read_bytes())
+    except FileNotFoundError:
+        raise RunDirError(f"{path}: expected a run directory (one with a run.json)") from None
+    except (OSError, orjson.JSONDecodeError) as exc:
+        raise RunDirError(f"{path / 'run.json'}: cannot be read: {exc}") from exc
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise RunDirError(f"{path / 'run.json'}: schema: expected {SCHEMA}, got {got!r}")
+    return manifest
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a .jsonl file; a cut-off last line is skipped, a bad one inside is an error."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as exc:
+                if line.endswith(b"\n"):
+                    raise RunDirError(f"{path}:{number}: expected a JSON object: {exc}") from exc
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a run (every shard, every phase), in file order.
+
+    Raises RunDirError for a damaged line other than a cut-off last one.
+    """
+    records = []
+    for file in sorted(path.glob("requests*.jsonl")):
+        for row in _rows(file):
+            fields = {name: row[name] for name in _RECORD_FIELDS}
+            fields["chunk_s"], fields["chunk_tokens"] = tuple(row["chunk_s"]), tuple(row["chunk_tokens"])
+            records.append(Record(**fields))
+    return records
+
+
+def read_readings(path: Path) -> list[Reading]:
+    """All power and energy readings, in the order they were taken."""
+    return [
+        Reading(row["t_s"], row["domain"], row.get("power_w"), row.get("energy_j"))
+        for row in _rows(path / "power.jsonl")
+    ]
+
+
+def read_plan(path: Path) -> list[dict[str, Any]]:
+    """The plan's rows (see `plan_row`), warm-up first."""
+    return [dict(row) for row in _rows(path / "plan.jsonl")]
+
+
+def read_steps(path: Path) -> Iterator[Step]:
+    """The embedded engine's steps and idle stretches. For scoring only, never for analysis."""
+    for row in _rows(path / "server.jsonl"):
+        sequences = tuple((int(s[0]), int(s[1]), int(s[2]), int(s[3])) for s in row["sequences"])
+        yield Step(row["start_s"], row["duration_s"], row["energy_j"], sequences)

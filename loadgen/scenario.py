@@ -1,0 +1,421 @@
+"""A scenario: what to ask of which server, when, and what to measure. YAML in, checked models out.
+
+Every mistake is one line of a ConfigError: origin (file:line or flag), key,
+expectation, value, and the near name if there is one. See docs/scenarios.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from loadgen.arrivals import (
+    AllAtOnce,
+    ClosedLoop,
+    Constant,
+    Gamma,
+    Poisson,
+    Stage,
+    Steps,
+    Uniform,
+    UniformScript,
+)
+from loadgen.config import Place, Tree, explain, near, read_yaml
+from loadgen.errors import ConfigError
+from loadgen.types import ArrivalProcess, Overflow
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+def _wrong(expected: str, key: str = "", got: str = "") -> PydanticCustomError:
+    """A cross-field mistake, placed at ``key`` of the section it was found in."""
+    return PydanticCustomError("scenario", "{expected}", {"expected": expected, "key": key, "got": got})
+
+
+class Section(BaseModel):
+    """A part of a scenario: no unknown keys, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Server(Section):
+    """Where requests go: ``url``, or without one the embedded server that model, gpu and dtype describe."""
+
+    url: str | None = Field(None, pattern=r"^https?://[^\s/]+")
+    protocol: Literal["auto", "tgi", "openai-chat", "openai-completions", "null"] = "auto"
+    model: str | None = None
+    gpu: str | None = None
+    dtype: str | None = None
+    streaming: bool = True
+    headers: dict[str, str] = {}
+    extra_body: dict[str, Any] = {}
+    max_concurrent_requests: Count = 128
+
+
+class Shaping(Section):
+    """When demand is released: at once, or by a gate that opens every ``interval_s``."""
+
+    policy: Literal["none", "gate"] = "none"
+    interval_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.policy == "gate" and self.interval_s is None:
+            raise _wrong("a number of seconds between openings of the gate", "interval_s", "nothing")
+        return self
+
+
+class Load(Section):
+    """What all patterns share: how many requests, for how long, with which limits."""
+
+    requests: Count | None = None
+    duration_s: Positive | None = None
+    warmup_requests: Annotated[int, Field(ge=0)] = 0
+    timeout_s: Positive = 120.0
+    max_in_flight: Count | None = None
+    overflow: Overflow = "queue"
+    shaping: Shaping = Shaping()
+
+    def process(self) -> ArrivalProcess:
+        """The arrival process these keys describe."""
+        raise TypeError(f"{type(self).__name__} describes no arrival process")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the pattern ends by itself, without ``requests`` or ``duration_s``."""
+        return False
+
+    @model_validator(mode="after")
+    def _some_end(self) -> Self:
+        if self.requests is None and self.duration_s is None and not self.bounded:
+            raise _wrong("a count of requests (or a duration_s)", "requests", "nothing")
+        return self
+
+
+class ConstantLoad(Load):
+    """Equal gaps; CV 0."""
+
+    pattern: Literal["constant"]
+    interval_s: Positive | None = None
+    rate_rps: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.interval_s is None) == (self.rate_rps is None):
+            got = "nothing" if self.interval_s is None else "both"
+            raise _wrong("either interval_s or rate_rps", "interval_s", got)
+        return self
+
+    def process(self) -> ArrivalProcess:
+        return Constant(self.interval_s if self.interval_s is not None else 1 / (self.rate_rps or 1))
+
+
+class UniformLoad(Load):
+    """Gaps drawn from U(low_s, high_s); ``uniform_script`` is what the study's code does instead."""
+
+    pattern: Literal["uniform", "uniform_script"]
+    low_s: NotNegative
+    high_s: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.high_s < self.low_s:
+            raise _wrong(f">= low_s ({self.low_s})", "high_s", str(self.high_s))
+        return self
+
+    def process(self) -> ArrivalProcess:
+        law = Uniform if self.pattern == "uniform" else UniformScript
+        return law(self.low_s, self.high_s)
+
+
+class PoissonLoad(Load):
+    """Independent exponential gaps."""
+
+    pattern: Literal["poisson"]
+    rate_rps: Positive
+
+    def process(self) -> ArrivalProcess:
+        return Poisson(self.rate_rps)
+
+
+class GammaLoad(Load):
+    """Gamma gaps; ``burstiness`` is the shape: 1 = Poisson, below 1 burstier, infinity = constant."""
+
+    pattern: Literal["gamma"]
+    rate_rps: Positive
+    burstiness: Annotated[float, Field(gt=0)]
+
+    def process(self) -> ArrivalProcess:
+        return Gamma(self.rate_rps, self.burstiness)
+
+
+class StageLoad(Section):
+    """One stage: a rate held for a time."""
+
+    rate_rps: NotNegative = Field(validation_alias=AliasChoices("rate_rps", "rate"))
+    duration_s: Positive = Field(validation_alias=AliasChoices("duration_s", "duration"))
+
+
+class StepsLoad(Load):
+    """Stages of constant rate, one after another."""
+
+    pattern: Literal["steps"]
+    stages: Annotated[list[StageLoad], Field(min_length=1)]
+    law: Literal["constant", "poisson"] = "constant"
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def process(self) -> ArrivalProcess:
+        return Steps(tuple(Stage(s.rate_rps, s.duration_s) for s in self.stages), self.law)
+
+
+class BurstLoad(Load):
+    """Everything at once."""
+
+    pattern: Literal["all_at_once"]
+    requests: Count
+
+    def process(self) -> ArrivalProcess:
+        return AllAtOnce()
+
+
+class ClosedLoad(Load):
+    """``max_in_flight`` requests always under way; the next starts when one ends."""
+
+    pattern: Literal["closed_loop"]
+    requests: Count
+    max_in_flight: Count
+
+    @model_validator(mode="after")
+    def _no_demand_times(self) -> Self:
+        if self.duration_s is not None:
+            raise _wrong("none: a closed loop is planned by its count", "duration_s", str(self.duration_s))
+        if self.shaping.policy != "none":
+            raise _wrong("no shaping: a closed loop has no demand times", "shaping", self.shaping.policy)
+        if self.overflow != "queue":
+            raise _wrong("'queue': a closed loop drops nothing", "overflow", self.overflow)
+        return self
+
+    def process(self) -> ArrivalProcess:
+        return ClosedLoop()
+
+
+class TraceLoad(Load):
+    """Recorded arrival times (Azure CSV): scaled in time, thinned by a seeded keep-fraction, cut."""
+
+    pattern: Literal["trace"]
+    path: Path = Field(strict=False)
+    time_scale: Positive = 1.0
+    thin: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+
+class Prompts(Section):
+    """What all prompt sources share."""
+
+    max_new_tokens: Count = 256
+    tokenizer: Path | None = Field(None, strict=False)
+
+
+class SyntheticPrompts(Prompts):
+    """Seeded chats whose lengths follow the thank-you set."""
+
+    source: Literal["synthetic"]
+
+
+class FilePrompts(Prompts):
+    """Conversations or prompts from a file."""
+
+    path: Path = Field(strict=False)
+    repeat: bool = False
+    shuffle: bool = False
+
+
+class JsonlPrompts(FilePrompts):
+    """One object a line with ``messages`` or ``prompt``."""
+
+    source: Literal["jsonl"]
+
+
+class SharegptPrompts(FilePrompts):
+    """ShareGPT JSON: the first turn and its known reply length, or whole chats ending in thanks."""
+
+    source: Literal["sharegpt"]
+    turns: Literal["first", "all"] = "first"
+
+
+class TracePrompts(Prompts):
+    """Prompt and reply lengths of a trace, over synthetic text; without ``path``, those of ``load.path``."""
+
+    source: Literal["trace"]
+    path: Path | None = Field(None, strict=False)
+    repeat: bool = False
+
+
+class Power(Section):
+    """Power sampling: which source, how often, how long idle before and after."""
+
+    source: Literal["auto", "none", "nvml"] = "auto"
+    interval_s: Annotated[float, Field(ge=0.01, le=10)] = 0.1
+    baseline_s: NotNegative = 2.0
+    gpus: list[str] = []
+
+
+class Slo(Section):
+    """Limits a good request keeps, all at once. Seconds."""
+
+    ttft_s: Positive | None = None
+    tpot_s: Positive | None = None
+    e2e_s: Positive | None = None
+
+
+LOADS: dict[str, type[Load]] = {
+    "constant": ConstantLoad,
+    "uniform": UniformLoad,
+    "uniform_script": UniformLoad,
+    "poisson": PoissonLoad,
+    "gamma": GammaLoad,
+    "steps": StepsLoad,
+    "all_at_once": BurstLoad,
+    "closed_loop": ClosedLoad,
+    "trace": TraceLoad,
+}
+SOURCES: dict[str, type[Prompts]] = {
+    "synthetic": SyntheticPrompts,
+    "jsonl": JsonlPrompts,
+    "sharegpt": SharegptPrompts,
+    "trace": TracePrompts,
+}
+_SECTIONS: dict[str, type[Section]] = {"server": Server, "power": Power, "slo": Slo}
+
+AnyLoad = Annotated[
+    ConstantLoad | UniformLoad | PoissonLoad | GammaLoad | StepsLoad | BurstLoad | ClosedLoad | TraceLoad,
+    Field(discriminator="pattern"),
+]
+AnyPrompts = Annotated[
+    SyntheticPrompts | JsonlPrompts | SharegptPrompts | TracePrompts, Field(discriminator="source")
+]
+
+
+class Scenario(Section):
+    """A whole scenario."""
+
+    name: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    server: Server = Server()
+    load: AnyLoad
+    prompts: AnyPrompts = SyntheticPrompts(source="synthetic")
+    power: Power = Power()
+    slo: Slo | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lengths_of_trace = isinstance(self.prompts, TracePrompts) and self.prompts.path is None
+        if lengths_of_trace and not isinstance(self.load, TraceLoad):
+            raise _wrong("a trace file (only load.pattern trace has one to share)", "prompts", "no path")
+        return self
+
+
+def _expectation(name: str, model: type[BaseModel]) -> str:
+    examples = {"name": "a name for the run", "load": "a section with a pattern", "path": "a file"}
+    annotation = str(model.model_fields[name].annotation)
+    kind = "a whole number" if "int" in annotation else "a number" if "float" in annotation else "a value"
+    return examples.get(name, "text" if "str" in annotation and kind == "a value" else kind)
+
+
+def keys_at(place: Place) -> Mapping[str, str]:
+    """The keys allowed at a place of the file, each with what it expects; {} where anything goes.
+
+    A trailing empty key asks for the names a ``pattern`` or ``source`` may take.
+    """
+    if place in (("load", ""), ("prompts", "")):
+        return dict.fromkeys(LOADS if place[0] == "load" else SOURCES, "")
+    model: type[BaseModel] | None = Scenario if not place else None
+    if place and place[0] in ("load", "prompts"):
+        table: Mapping[str, type[Section]] = LOADS if place[0] == "load" else SOURCES
+        model = table.get(str(place[1])) if len(place) > 1 else None
+        if "stages" in place:
+            model = StageLoad
+        elif "shaping" in place:
+            model = Shaping
+    elif place:
+        model = _SECTIONS.get(str(place[0]))
+    return {name: _expectation(name, model) for name in model.model_fields} if model else {}
+
+
+_PATHS = ("load.path", "prompts.path", "prompts.tokenizer")
+
+
+def _resolve_paths(tree: Tree, base: Path) -> None:
+    """Relative paths count from the file that names them; a flag's, from the working directory."""
+    for dotted in _PATHS:
+        value = tree.get(dotted)
+        if isinstance(value, str):
+            origin = tree.origin(tuple(dotted.split(".")))
+            path = Path(value).expanduser()
+            if not path.is_absolute() and not origin.startswith("--"):
+                path = base / path
+            if not path.is_file():
+                raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
+            section, key = dotted.split(".")
+            tree.data[section][key] = str(path)
+
+
+def validate(tree: Tree, base: Path) -> Scenario:
+    """Checks a tree and builds the scenario. Raises ConfigError, one line per mistake."""
+    problems: list[str] = []
+    try:
+        _resolve_paths(tree, base)
+    except ConfigError as exc:
+        problems.append(str(exc))
+    try:
+        scenario = Scenario.model_validate(tree.data)
+    except ValidationError as exc:
+        tags = frozenset(LOADS) | frozenset(SOURCES)
+        problems += explain(exc.errors(include_url=False), tree, keys_at, tags)
+        raise ConfigError("\n".join(problems)) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return scenario
+
+
+def find_scenario(name: str) -> Path:
+    """The file ``name``, or the shipped scenario of that name.
+
+    Raises ConfigError naming the near shipped scenario.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for shipped in shipped_scenarios():
+        if shipped.name in (path.name, f"{path.name}.yaml"):
+            return shipped
+    known = [p.name for p in shipped_scenarios()]
+    raise ConfigError(
+        f"{name}: no such file, and no shipped scenario{near(path.name, known)} (shipped: {', '.join(known)})"
+    )
+
+
+def shipped_scenarios() -> list[Path]:
+    """The scenarios that come with loadgen, sorted by name."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_scenarios", here.parent / "scenarios"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.yaml"))
+    return []
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Reads and checks a scenario file as it stands. Raises ConfigError."""
+    return validate(read_yaml(path), path.parent)

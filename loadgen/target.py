@@ -1,0 +1,253 @@
+"""What a run is aimed at: the embedded server, or a URL that is probed first.
+
+Either way the result is a client that speaks the right protocol, the facts that
+belong into the manifest, and a power source if there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loadgen import clock
+from loadgen.clients import CLIENTS
+from loadgen.clients.http import Dial
+from loadgen.clients.probe import probe
+from loadgen.errors import ConfigError, PowerError
+from loadgen.physics.transformer import MODELS
+from loadgen.power.nvml import NvmlSource
+from loadgen.power.simulated import SimulatedSource
+from loadgen.scenario import Scenario, Server
+from loadgen.server.gpu import Board
+from loadgen.server.host import serving
+from loadgen.server.service import Service
+from loadgen.types import Client, PowerSource, Step
+
+DEFAULT_MODEL, DEFAULT_GPU, DEFAULT_DTYPE = "llama-3.1-8b", "h100-sxm", "bfloat16"
+API_KEY_VARIABLE = "LOADGEN_API_KEY"
+_TAKES_IGNORE_EOS = ("embedded", "tgi", "vllm", "sglang", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class Target:
+    """An open target. ``power`` is None with ``power_reason`` saying why."""
+
+    client: Client
+    kind: str
+    protocol: str
+    url: str | None
+    model: str
+    gpu: str | None
+    dtype: str | None
+    limits: Mapping[str, Any]
+    power: PowerSource | None
+    power_reason: str | None
+    power_label: str
+    board: Board | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def manifest(self) -> dict[str, Any]:
+        """The ``server`` entry of run.json."""
+        return {
+            "kind": self.kind,
+            "url": self.url,
+            "model": self.model,
+            "gpu": self.gpu,
+            "dtype": self.dtype,
+            "limits": dict(self.limits),
+        }
+
+
+def _load(registry: Mapping[str, str], name: str) -> Callable[..., Any]:
+    module, _, attribute = registry[name].partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def headers_for(server: Server, api_key: str | None) -> dict[str, str]:
+    """Headers of every request: the scenario's, and the key from the flag or LOADGEN_API_KEY."""
+    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    return {**server.headers, **({"Authorization": f"Bearer {key}"} if key else {})}
+
+
+@asynccontextmanager
+async def open_target(
+    scenario: Scenario,
+    *,
+    api_key: str | None,
+    exact_lengths: bool,
+    on_step: Callable[[Step], None] | None,
+) -> AsyncIterator[Target]:
+    """Opens what the scenario names. ``on_step`` receives the embedded engine's steps.
+
+    Raises ConfigError (nothing answers, unknown ids), CapacityError (does not fit),
+    PowerError (a power source was demanded and cannot be read).
+    """
+    opened = _remote(scenario, api_key, exact_lengths) if scenario.server.url else None
+    async with opened or _embedded(scenario, exact_lengths, on_step) as target:
+        try:
+            yield target
+        finally:
+            if target.power is not None:
+                target.power.close()
+
+
+@asynccontextmanager
+async def _embedded(
+    scenario: Scenario, exact_lengths: bool, on_step: Callable[[Step], None] | None
+) -> AsyncIterator[Target]:
+    server = scenario.server
+    model, gpu, dtype = (
+        server.model or DEFAULT_MODEL,
+        server.gpu or DEFAULT_GPU,
+        server.dtype or DEFAULT_DTYPE,
+    )
+    service = Service(
+        model,
+        gpu,
+        dtype,
+        seed=scenario.seed,
+        max_concurrent_requests=server.max_concurrent_requests,
+        on_step=on_step,
+    )
+    address = None if clock.is_virtual() else ("127.0.0.1", 0)
+    protocol = "tgi" if server.protocol == "auto" else server.protocol
+    async with serving(service, seed=scenario.seed, address=address) as host:
+
+        async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.Transport, asyncio.Protocol]:
+            near = factory()
+            return clock.connect_memory(near, host.protocol())[0], near
+
+        client = _client(
+            protocol,
+            host.url or "http://embedded",
+            server,
+            model=service.limits.model_id,
+            headers=server.headers,
+            dial=None if host.url else dial,
+            exact_lengths=exact_lengths,
+        )
+        power: PowerSource | None = None
+        if scenario.power.source == "nvml":
+            raise ConfigError(
+                "power.source: nvml measures a real board; the embedded server has a simulated one"
+            )
+        if scenario.power.source == "auto":
+            power = SimulatedSource(service.board)
+        async with client:
+            yield Target(
+                client=client,
+                kind="embedded",
+                protocol=protocol,
+                url=host.url,
+                model=model,
+                gpu=gpu,
+                dtype=dtype,
+                limits=asdict(service.limits),
+                power=power,
+                power_reason=None if power else "power.source is none",
+                power_label="simulated" if power else "unavailable",
+                board=service.board,
+            )
+
+
+@asynccontextmanager
+async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) -> AsyncIterator[Target]:
+    server = scenario.server
+    assert server.url is not None
+    headers = headers_for(server, api_key)
+    notes: list[str] = []
+    found = None
+    if server.protocol != "null":
+        found = await probe(server.url, headers)
+    kind = found.kind if found else "null"
+    protocol = server.protocol if found is None or server.protocol != "auto" else found.protocol
+    model = _model_name(server, found.model if found else None, notes)
+    if exact_lengths and kind not in _TAKES_IGNORE_EOS:
+        notes.append(f"reply lengths are known but {kind} takes no ignore_eos: replies may end earlier")
+    if exact_lengths and kind == "tgi":
+        notes.append("reply lengths are known but TGI cannot force them: replies may end earlier")
+    client = _client(
+        protocol,
+        server.url,
+        server,
+        model=model,
+        headers=headers,
+        dial=None,
+        exact_lengths=exact_lengths and kind in _TAKES_IGNORE_EOS,
+    )
+    power, reason = _local_boards(scenario)
+    async with client:
+        yield Target(
+            client=client,
+            kind=kind,
+            protocol=protocol,
+            url=server.url,
+            model=model,
+            gpu=server.gpu,
+            dtype=server.dtype,
+            limits=found.limits if found else {},
+            power=power,
+            power_reason=reason,
+            power_label="measured" if power else "unavailable",
+            notes=tuple(notes),
+        )
+
+
+def _model_name(server: Server, served: str | None, notes: list[str]) -> str:
+    """The name to ask for: what the server serves, unless the user named something it may know.
+
+    A scenario written for the embedded server names a model of ours; sending that
+    name to a real server would only be refused.
+    """
+    if server.model is None or (served is not None and server.model in MODELS):
+        if server.model is not None and served != server.model:
+            notes.append(
+                f"asking for the model the server serves, {served}, not the scenario's {server.model}"
+            )
+        return served or "default"
+    return server.model
+
+
+def _client(
+    protocol: str,
+    url: str,
+    server: Server,
+    *,
+    model: str,
+    headers: Mapping[str, str],
+    dial: Dial | None,
+    exact_lengths: bool,
+) -> Client:
+    client: Client = _load(CLIENTS, protocol)(
+        url,
+        model=model,
+        headers=headers,
+        streaming=server.streaming,
+        extra_body=dict(server.extra_body) or None,
+        dial=dial,
+        exact_lengths="ignore_eos" if exact_lengths else None,
+    )
+    return client
+
+
+def _local_boards(scenario: Scenario) -> tuple[PowerSource | None, str | None]:
+    """NVIDIA boards of this machine, if the server is here too or the user asks for them."""
+    power, url = scenario.power, str(scenario.server.url)
+    local = any(f"//{name}" in url for name in ("127.", "localhost", "[::1]"))
+    if power.source == "none":
+        return None, "power.source is none"
+    if power.source == "auto" and not local:
+        return None, "the server is on another machine, whose power this process cannot read"
+    try:
+        source: PowerSource = NvmlSource.open(power.gpus or None)
+        return source, None
+    except PowerError as exc:
+        if power.source == "nvml":
+            raise
+        return None, str(exc)

@@ -1,0 +1,128 @@
+"""The import direction of the packages: lower layers never import higher ones."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Lowest first; a module may import its own layer and those below it.
+LAYERS: list[set[str]] = [
+    {"loadgen", "loadgen.types", "loadgen.errors", "loadgen.clock", "loadgen.seeds", "loadgen.config"},
+    {
+        "loadgen.physics",
+        "loadgen.arrivals",
+        "loadgen.shaping",
+        "loadgen.prompts",
+        "loadgen.scenario",
+        "loadgen.overrides",
+        "loadgen.plan",
+        "loadgen.rundir",
+        "loadgen.provenance",
+        "loadgen.pacer",
+        "loadgen.server.engine",
+        "loadgen.server.gpu",
+    },
+    {"loadgen.clients", "loadgen.power", "loadgen.server"},
+    {"loadgen.target", "loadgen.runner", "loadgen.progress"},
+    {"loadgen.experiment"},
+    {"loadgen.cli"},
+    {"loadgen.__main__"},
+]
+ANALYSIS_MAY_IMPORT = (
+    "loadgen",
+    "loadgen.types",
+    "loadgen.errors",
+    "loadgen.rundir",
+    "loadgen.physics",
+    "loadgen.arrivals",
+    "loadgen.shaping",
+    "loadgen.server.engine",
+)
+HEAVY = {"torch", "transformers", "diffusers", "ray", "pynvml", "matplotlib", "scipy", "tokenizers", "zeus"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer(module: str) -> int:
+    """The layer of a module: that of its longest listed prefix."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        for index, names in enumerate(LAYERS):
+            if prefix in names and (prefix != "loadgen" or module == "loadgen"):
+                return index
+    raise AssertionError(f"{module} stands in no layer: add it to LAYERS")
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, at import time) for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, ast.walk(tree))) - {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(node)
+        if inner is not node
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = (ROOT / whole.replace(".", "/")).with_suffix(".py").exists()
+                found.append((whole if is_module else str(node.module), id(node) in top))
+    return found
+
+
+SOURCES = sorted((ROOT / "loadgen").rglob("*.py"))
+STUDIES = sorted((ROOT / "analysis").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_a_module_imports_only_its_layer_and_below(path: Path) -> None:
+    here = module_name(path)
+    for module, _ in imports(path):
+        if module.split(".")[0] == "loadgen" and module != "loadgen":
+            assert layer(module) <= layer(here), f"{here} imports {module}"
+        assert not module.startswith("analysis") or here == "loadgen.cli", f"{here} imports {module}"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=module_name)
+def test_analysis_sees_only_what_is_pure_or_on_disk(path: Path) -> None:
+    for module, _ in imports(path):
+        if module.split(".")[0] == "loadgen":
+            allowed = any(module == name or module.startswith(name + ".") for name in ANALYSIS_MAY_IMPORT[1:])
+            assert allowed or module == "loadgen", f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES + STUDIES, ids=module_name)
+def test_heavy_libraries_are_imported_where_they_are_used_only(path: Path) -> None:
+    eager = {module.split(".")[0] for module, at_import in imports(path) if at_import}
+    assert not eager & HEAVY
+
+
+def test_the_package_has_no_import_cycles() -> None:
+    graph = {
+        module_name(path): {m for m, eager in imports(path) if eager and m.split(".")[0] == "loadgen"}
+        for path in SOURCES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail[trail.index(module) :], module))
+        if module not in done:
+            for target in graph.get(module, set()) - {"loadgen", module}:
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
