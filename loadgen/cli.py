@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.table import Table
 
 import loadgen
 from loadgen import clock, overrides
@@ -192,14 +193,17 @@ def _verdict(summary: dict[str, Any], conditions: list[Any]) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from loadgen.plan import build, describe_plan, show_plan
+    from loadgen.plan import build, describe_plan, plan_lines
 
     scenario, _, _ = _resolve(args)
     facts = describe_plan(scenario, build(scenario))
     if args.json:
         print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
     else:
-        show_plan(facts, Console())
+        table = Table.grid(padding=(0, 2))
+        for label, value in plan_lines(facts):
+            table.add_row(f"[bold]{label}[/]", value)
+        Console().print(table)
     return OK
 
 

@@ -219,7 +219,8 @@ def explain(
             text += f", got {got}" if got else ""
         else:
             expected = _EXPECTATIONS.get(kind)
-            wanted = expected.format(**context) if expected else error["msg"].lower()
+            limits = {key: f"{v:g}" if isinstance(v, float) else v for key, v in context.items()}
+            wanted = expected.format(**limits) if expected else error["msg"].lower()
             text = f"{tree.origin(place)} {dotted}: expected {wanted}, got {value}"
             if kind == "literal_error":
                 text += near(error["input"], re.findall(r"'([^']*)'", str(context["expected"])))

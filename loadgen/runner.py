@@ -41,7 +41,7 @@ async def run_plan(
             flight.waiting.extend(plan.arrivals)
             flight.fill()
         else:
-            async with Pacer() as pacer:
+            with Pacer() as pacer:
                 for position, arrival in enumerate(plan.arrivals):
                     await pacer.sleep_until(zero_s + arrival.due_s)
                     flight.released = position + 1
