@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -36,8 +37,10 @@ def record(id: int, at_s: float, *, phase: str = "measure") -> Record:
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> rundir.RunWriter:
-    return rundir.RunWriter(tmp_path / "run", {"name": "t"}, "name: t\n")
+def writer(tmp_path: Path) -> Iterator[rundir.RunWriter]:
+    writer = rundir.RunWriter(tmp_path / "run", {"name": "t"}, "name: t\n")
+    yield writer
+    writer.seal("done with")
 
 
 def test_what_is_written_is_what_is_read_with_times_from_zero(writer: rundir.RunWriter) -> None:

@@ -22,8 +22,8 @@ _USER, _ASSISTANT = frozenset({"human", "user"}), frozenset({"gpt", "chatgpt", "
 
 
 class SharegptSource:
-    """``turns="first"``: the first human turn; the turn that answered it gives the reply's length (vLLM's way).
-    ``turns="all"``: the longest alternating chat from the first human turn on, ending in "Thank you!".
+    """``turns="first"``: the first human turn; its answer gives the reply length, as in vLLM's benchmark.
+    ``turns="all"``: the alternating chat from the first human turn on, ending in "Thank you!".
 
     Records that offer neither are left out and counted in ``notes``. Reply lengths
     are estimates of `count_tokens`. Raises ConfigError when the file is no ShareGPT JSON.

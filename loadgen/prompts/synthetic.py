@@ -19,7 +19,7 @@ from loadgen.types import Request
 
 LENGTH_QUANTILES_TOKENS = (
     200, 267, 328, 392, 456, 533, 617, 710, 813, 949, 1086,
-    1235, 1368, 1491, 1601, 1711, 1820, 1936, 2080, 2492, 3999,
+    1235, 1368, 1491, 1601, 1711, 1820, 1936, 2080, 2492, 3990,
 )  # fmt: skip
 THANKS = "Thank you!"
 _EXCHANGE_TOKENS = 300.0  # a question and its answer: 8 messages on average, as in the real set

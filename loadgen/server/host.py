@@ -36,6 +36,7 @@ async def serving(
         make_app(service, seed=seed, api_key=api_key), handler_cancellation=True, access_log=None
     )
     await runner.setup()
+    service.start()
     engine = asyncio.create_task(service.run())
     try:
         url = None

@@ -1,0 +1,142 @@
+"""The least energy that the work of a run can have cost.
+
+Hard floor, impossible below, for G boards over a window of T seconds:
+
+    E >= G P_idle T + (P_act - P_idle) max(F / peak, B / bandwidth)
+
+F is the arithmetic actually computed, B the bytes that must have crossed HBM,
+P_act the least power of a working board. P_idle is bare idle, plus what a CUDA
+context adds at least, where the board's bare idle is a measured figure: a server
+that answers holds a context. Soft floor, a warning below: TDP F / peak.
+
+Only what is certain is counted. Prompt tokens that a prefix cache may have saved
+enter F for the soft floor alone; B is left out where speculation could have cut
+the number of steps; of failed requests nothing is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.load import Run
+from loadgen.physics.hardware import GPUS, Gpu
+from loadgen.physics.transformer import DTYPES, MODELS, Transformer
+from loadgen.types import Floats
+
+LEAST_CONTEXT_W = 26.0
+"""A CUDA context adds 26-50 W on HBM boards (arXiv 2605.23918)."""
+_UNKNOWN_DTYPE_SPEEDUP = 2.0
+"""8-bit formats double the 16-bit peak; the bound for a server that hides its format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Joules over the window: ``hard_j`` cannot be undercut, ``soft_j`` only by lower clocks.
+
+    ``soft_j`` is None when the model or its token counts are not known.
+    """
+
+    hard_j: float
+    soft_j: float | None
+    idle_w: float
+
+
+def gpu_of(run: Run) -> Gpu | None:
+    """The board the run was measured on, by id or by the name the driver gives; None if unknown."""
+    server = run.manifest.get("server") or {}
+    known = GPUS.get(str(server.get("gpu")))
+    if known is not None:
+        return known
+    names = {row.get("name") for row in run.manifest.get("gpus") or ()}
+    return next((gpu for gpu in GPUS.values() if names == {gpu.name}), None)
+
+
+def model_of(run: Run) -> Transformer | None:
+    """The model served, by id or by its name on the hub; None if unknown."""
+    name = str((run.manifest.get("server") or {}).get("model"))
+    return MODELS.get(name) or next((m for m in MODELS.values() if m.hub_id == name), None)
+
+
+def least_idle_w(gpu: Gpu) -> float:
+    """The least power of this board with a server's context on it."""
+    assumed = gpu.sources.get("bare_idle_w", "assumed").startswith("assumed")
+    return gpu.bare_idle_w + (0.0 if assumed else LEAST_CONTEXT_W)
+
+
+def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
+    """The floor under the GPU energy of the window; None when the board is not known."""
+    gpu = gpu_of(run)
+    if gpu is None:
+        return None
+    idle_w = least_idle_w(gpu)
+    standing_j = boards * idle_w * window_s
+    model = model_of(run)
+    if model is None:
+        return Floor(standing_j, None, idle_w)
+    server = run.manifest.get("server") or {}
+    embedded = server.get("kind") == "embedded"
+    dtype = DTYPES.get(str(server.get("dtype")))
+    if dtype is not None and dtype.name in gpu.peak_flop_per_s:
+        peak = gpu.peak_flop_per_s[dtype.name]
+    else:
+        peak = _UNKNOWN_DTYPE_SPEEDUP * max(gpu.peak_flop_per_s.values())
+    prompt, output = _tokens(run)
+    uncached = embedded or server.get("prefix_caching") is False
+    busy_s = _flop(model, prompt, output, prefilled=uncached) / peak
+    if embedded and dtype is not None:
+        traffic = _traffic_bytes(model, run, prompt, output, dtype.size_bytes)
+        busy_s = max(busy_s, traffic / gpu.bandwidth_bytes_per_s)
+    soft_j = gpu.tdp_w * _flop(model, prompt, output, prefilled=True) / peak
+    return Floor(standing_j + (gpu.active_w - idle_w) * busy_s, soft_j, idle_w)
+
+
+def _tokens(run: Run) -> tuple[Floats, Floats]:
+    """Prompt and output tokens of the successful requests that have both counts, (n,) each."""
+    ok = run.ok
+    prompt = ok["prompt_tokens"].to_numpy(dtype=np.float64)
+    output = ok["output_tokens"].to_numpy(dtype=np.float64)
+    known = ~(np.isnan(prompt) | np.isnan(output)) & (output >= 1)
+    return prompt[known], output[known]
+
+
+def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool) -> float:
+    """FLOP of the layers' products, causal attention and LM head.
+
+    A prompt of s tokens attends s(s+1)/2 pairs; a reply of g tokens takes g - 1
+    further passes whose contexts sum to (g - 1)(2s + g) / 2.
+    """
+    per_row = 2.0 * model.layers * sum(k * n for k, n in model.gemm_shapes)
+    per_pair = 4.0 * model.layers * model.heads * model.head_dim
+    head = 2.0 * model.hidden * model.vocabulary
+    rows = output - 1
+    pairs = rows * (2 * prompt + output) / 2
+    if prefilled:
+        rows = rows + prompt
+        pairs = pairs + prompt * (prompt + 1) / 2
+    return float(np.sum(per_row * rows + per_pair * pairs + head * output))
+
+
+def _traffic_bytes(model: Transformer, run: Run, prompt: Floats, output: Floats, size_bytes: int) -> float:
+    """Bytes that decoding must read: its contexts' KV, and the weights once a step.
+
+    One step yields at most one token to each request in flight, so there were at
+    least (decode tokens) / (largest number in flight) steps.
+    """
+    kv_token = 2 * model.layers * model.kv_heads * model.head_dim * size_bytes
+    contexts = float(np.sum((output - 1) * (2 * prompt + output) / 2))
+    weights = (model.layers * sum(k * n for k, n in model.gemm_shapes)) * size_bytes
+    steps = float(np.sum(output - 1)) / max(1, most_in_flight(run))
+    return kv_token * contexts + weights * steps
+
+
+def most_in_flight(run: Run) -> int:
+    """The largest number of requests between sent and done at one instant."""
+    spans = run.requests[["sent_s", "done_s"]].dropna().to_numpy(dtype=np.float64)
+    if not len(spans):
+        return 0
+    instants = np.concatenate([spans[:, 0], spans[:, 1]])
+    change = np.concatenate([np.ones(len(spans)), -np.ones(len(spans))])
+    order = np.lexsort((-change, instants))  # at equal instants a start counts before an end
+    return int(np.cumsum(change[order]).max())

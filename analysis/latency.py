@@ -1,0 +1,125 @@
+"""Latencies of successful requests, each defined once.
+
+============================ ===========================================================
+``ttft``                     first token - sent
+``ttft_from_due``            first token - due: what a user felt, the client's delay in it
+``ttft_from_demand``         first token - demand: shaping's hold in it as well
+``e2e`` (and ``_from_*``)    last byte - sent (due, demand)
+``tpot``                     (e2e - ttft) / (output tokens - 1), requests of 2 tokens or more
+``itl``                      gaps between the reads that brought tokens, pooled over requests
+``lateness``                 sent - due of every request that was sent, successful or not
+============================ ===========================================================
+
+A gap of ``itl`` lies between chunks; a chunk can carry several tokens, so
+``tokens_per_chunk`` belongs beside it. Other tools differ: guidellm's TPOT counts
+the first token, aiperf's ITL is a mean per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.load import Run
+from analysis.stats import Blocks, Ints
+from loadgen.types import Estimate, Floats
+
+STATISTICS = ("mean", "std", "p50", "p90", "p95", "p99")
+QUANTILES: Mapping[str, float] = MappingProxyType({"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99})
+METRICS = (
+    "ttft",
+    "ttft_from_due",
+    "ttft_from_demand",
+    "tpot",
+    "itl",
+    "e2e",
+    "e2e_from_due",
+    "e2e_from_demand",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Values of one metric, seconds, shape (n,), and the instant each belongs to, shape (n,)."""
+
+    value_s: Floats
+    at_s: Floats
+
+
+def samples(run: Run) -> dict[str, Sample]:
+    """Every latency metric of the run's successful requests, keyed by METRICS.
+
+    A value belongs to the instant its request was due. A request that lacks a
+    stamp, or a token count for ``tpot``, is left out of that metric only.
+    """
+    ok = run.ok
+    due = _column(ok, "due_s")
+    starts = {"": _column(ok, "sent_s"), "_from_due": due, "_from_demand": _column(ok, "demand_s")}
+    found = {}
+    for metric, end in (("ttft", _column(ok, "first_s")), ("e2e", _column(ok, "done_s"))):
+        for suffix, start in starts.items():
+            found[metric + suffix] = _present(end - start, due)
+    tokens = _column(ok, "output_tokens")
+    decode_s = _column(ok, "done_s") - _column(ok, "first_s")
+    several = tokens >= 2
+    found["tpot"] = _present(decode_s[several] / (tokens[several] - 1), due[several])
+    found["itl"] = _gaps(ok, due)
+    return {metric: found[metric] for metric in METRICS}
+
+
+def lateness_s(run: Run) -> Floats:
+    """sent - due of every measured request that was sent, shape (n,), seconds.
+
+    Includes the hold of a concurrency cap's queue. Empty in a closed loop, where
+    a request is due when it is sent.
+    """
+    if run.closed_loop:
+        return np.empty(0)
+    late = _column(run.requests, "sent_s") - _column(run.requests, "due_s")
+    return late[~np.isnan(late)]
+
+
+def summarize_sample(sample: Sample, blocks: Blocks) -> dict[str, Estimate]:
+    """mean, std, p50, p90, p95 and p99 of a sample, with intervals over the joint blocks."""
+    index = blocks.index(sample.at_s)
+    found = {
+        "mean": stats.mean(sample.value_s, index, blocks, "s"),
+        "std": stats.std(sample.value_s, index, blocks, "s"),
+    }
+    at = list(QUANTILES.values())
+    found.update(zip(QUANTILES, stats.quantiles(sample.value_s, index, at, blocks, "s"), strict=True))
+    return found
+
+
+def tokens_per_chunk(run: Run) -> float | None:
+    """Mean tokens of one read that brought tokens, over successful requests; None without any."""
+    groups = [np.fromiter(tokens, dtype=np.float64) for tokens in run.ok["chunk_tokens"] if tokens]
+    if not groups:
+        return None
+    joined = np.concatenate(groups)
+    return float(joined.mean())
+
+
+def _column(frame: pd.DataFrame, name: str) -> Floats:
+    return np.asarray(frame[name].to_numpy(), dtype=np.float64)
+
+
+def _present(value_s: Floats, at_s: Floats) -> Sample:
+    known = ~np.isnan(value_s)
+    return Sample(value_s[known], at_s[known])
+
+
+def _gaps(ok: pd.DataFrame, due_s: Floats) -> Sample:
+    chunks = list(ok["chunk_s"])
+    sizes: Ints = np.array([len(c) for c in chunks], dtype=np.intp)
+    if not sizes.sum():
+        return Sample(np.empty(0), np.empty(0))
+    joined = np.concatenate([np.array(c, dtype=np.float64) for c in chunks if c])
+    owner = np.repeat(np.arange(len(chunks)), sizes)
+    same = owner[1:] == owner[:-1]
+    return Sample(np.diff(joined)[same], due_s[owner[1:][same]])

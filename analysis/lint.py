@@ -1,0 +1,209 @@
+"""Is the run valid? Each rule gives reasons (the run is invalid) or warnings (read with care).
+
+The rules are those of "a run says that it is invalid when" in `docs/method.md`.
+Nothing is hidden: an invalid run is still summarised, its verdict beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis import floor
+from analysis.energy import (
+    AGREEMENT,
+    SHORT_WINDOW_S,
+    Part,
+    PartEnergy,
+    ran_backwards,
+    widest_gap_s,
+)
+from analysis.latency import lateness_s
+from analysis.load import Run
+
+LATENESS_FLOOR_S = 5e-3
+LATENESS_SHARE = 0.01
+GAP_PERIODS = 3.0
+OVER_LIMIT = 1.05
+UNDER_OWN_IDLE = 0.90
+"""Sensor gain and counter quantisation over a 2 s baseline stay within a tenth."""
+FAIR_SUCCESS = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``valid`` is the absence of ``reasons``; ``warnings`` do not invalidate."""
+
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+def judge(run: Run, parts: Mapping[Part, PartEnergy]) -> Verdict:
+    """Applies every rule. ``parts``: the window's energies, as `analysis.energy.measure` gives."""
+    reasons = [*_completeness(run), *_lateness(run), *_readings(run)]
+    warnings = [str(w) for w in run.manifest.get("warnings") or ()]
+    warnings += _success(run)
+    warnings += _token_counts(run)
+    warnings += _agreement(parts)
+    gpu = parts.get("gpu")
+    if gpu is not None and gpu.total_j is not None:
+        reasons += _power_range(run, gpu)
+        below, soft = _floor(run, gpu)
+        reasons += below
+        warnings += soft
+    return Verdict(tuple(reasons), tuple(dict.fromkeys(warnings)))
+
+
+def lateness_limit_s(run: Run) -> float:
+    """max(5 ms, 1 % of the median latency of successful requests)."""
+    e2e_s = (run.ok["done_s"] - run.ok["sent_s"]).dropna()
+    median_s = float(e2e_s.median()) if len(e2e_s) else 0.0
+    return max(LATENESS_FLOOR_S, LATENESS_SHARE * median_s)
+
+
+def lateness_not_judged(run: Run) -> str | None:
+    """Why lateness says nothing about this run's client; None when it does."""
+    if run.virtual:
+        return "virtual"
+    if run.closed_loop:
+        return "closed loop"
+    load = (run.manifest.get("scenario") or {}).get("load") or {}
+    if load.get("max_in_flight") is not None and load.get("overflow", "queue") == "queue":
+        return "held by max_in_flight"
+    return None
+
+
+def _completeness(run: Run) -> Iterator[str]:
+    status = run.manifest.get("status")
+    if status == "running":
+        yield "incomplete: the run was killed or is still running"
+    elif not run.complete:
+        yield f"incomplete: the run's status is {status!r}"
+    if run.missing:
+        yield f"{len(run.requests)} records for {run.planned} planned requests: {run.missing} missing"
+    elif len(run.requests) != run.planned:
+        yield f"{len(run.requests)} records for {run.planned} planned requests"
+    if len(run.requests) and not len(run.ok):
+        yield "no request succeeded"
+
+
+def _lateness(run: Run) -> Iterator[str]:
+    late_s = lateness_s(run)
+    if lateness_not_judged(run) is not None or not len(late_s):
+        return
+    p99_s, limit_s = float(np.quantile(late_s, 0.99)), lateness_limit_s(run)
+    if p99_s > limit_s:
+        yield (
+            f"the client was late: lateness p99 {1e3 * p99_s:.3g} ms > {1e3 * limit_s:.3g} ms "
+            "(the greater of 5 ms and 1 % of the median latency)"
+        )
+
+
+def _readings(run: Run) -> Iterator[str]:
+    for name, series in run.series.items():
+        if ran_backwards(series):
+            yield f"power: the counter of {name} ran backwards (driver reset?)"
+        if run.end_s is None or run.period_s is None:
+            continue
+        if not len(series.t_s):
+            yield f"power: {name} was never read"
+            continue
+        gap_s = widest_gap_s(series, 0.0, run.end_s)
+        if gap_s > GAP_PERIODS * run.period_s * (1 + 1e-9):
+            yield (
+                f"power: {gap_s:.3g} s without a reading of {name}, "
+                f"more than {GAP_PERIODS:g} periods of {run.period_s:g} s"
+            )
+
+
+def _power_range(run: Run, gpu: PartEnergy) -> Iterator[str]:
+    boards = len(gpu.boards)
+    mean_w = gpu.mean_power_w
+    assert mean_w is not None
+    known = floor.gpu_of(run)
+    own = [w for w in (gpu.idle_before_w, gpu.idle_after_w) if w is not None]
+    if own and mean_w < UNDER_OWN_IDLE * min(own):
+        yield (
+            f"mean GPU power {mean_w:.4g} W is below this run's own idle, {min(own):.4g} W: "
+            "wrong board or dead server"
+        )
+    if known is not None:
+        idle_w = boards * floor.least_idle_w(known)
+        if mean_w < idle_w:
+            yield (
+                f"mean GPU power {mean_w:.4g} W is below idle: {boards} x {known.name} with a server's "
+                f"context draws at least {idle_w:.4g} W (bare {boards * known.bare_idle_w:.4g} W)"
+            )
+    limits = [row.get("power_limit_w") for row in run.manifest.get("gpus") or ()]
+    if limits and all(w is not None for w in limits) and len(limits) == boards:
+        limit_w = float(sum(limits))
+    elif known is not None:
+        limit_w = boards * known.tdp_w
+    else:
+        return
+    if mean_w > OVER_LIMIT * limit_w:
+        yield f"mean GPU power {mean_w:.4g} W exceeds {OVER_LIMIT:g} x the power limit of {limit_w:.4g} W"
+
+
+def _floor(run: Run, gpu: PartEnergy) -> tuple[list[str], list[str]]:
+    bound = floor.physical_floor(run, gpu.window_s, len(gpu.boards))
+    if bound is None or gpu.total_j is None:
+        return [], []
+    n = max(1, len(run.ok))
+    got_wh = gpu.total_j / n / 3600
+    if gpu.total_j < bound.hard_j:
+        floor_wh = bound.hard_j / n / 3600
+        return [
+            f"GPU energy {1e3 * got_wh:.3g} mWh per success is below the physical floor of "
+            f"{1e3 * floor_wh:.3g} mWh (idle {bound.idle_w:.3g} W per board, and the work at peak rate)"
+        ], []
+    if bound.soft_j is not None and gpu.total_j < bound.soft_j:
+        soft_wh = bound.soft_j / n / 3600
+        return [], [
+            f"GPU energy {1e3 * got_wh:.3g} mWh per success is below {1e3 * soft_wh:.3g} mWh, the work's "
+            "FLOP at peak rate and full power: possible only with lower clocks or a prefix cache"
+        ]
+    return [], []
+
+
+def _success(run: Run) -> Iterator[str]:
+    n = len(run.requests)
+    if len(run.ok) and len(run.ok) < FAIR_SUCCESS * n:
+        yield (
+            f"only {100 * len(run.ok) / n:.3g} % of the requests succeeded: energy per request is no fair "
+            f"headline below {100 * FAIR_SUCCESS:g} % (the failed ones' energy is in it)"
+        )
+
+
+def _token_counts(run: Run) -> Iterator[str]:
+    ok = run.ok
+    counted = int(ok["tokens_from"].isin(["chunks", "planned"]).sum())
+    if counted:
+        yield f"output tokens of {counted} of {len(ok)} replies are counted here, not reported by the server"
+    unknown = int(ok["output_tokens"].isna().sum())
+    if unknown:
+        yield f"{unknown} of {len(ok)} replies have no token count; they are left out of figures per token"
+
+
+def _agreement(parts: Mapping[Part, PartEnergy]) -> Iterator[str]:
+    for part in parts.values():
+        if part.reason is not None and part.boards:
+            yield f"energy of {part.part} is unavailable: {part.reason}"
+        for board in part.boards:
+            if board.passed_over is not None:
+                yield f"energy: {board.passed_over}; {board.domain} was integrated instead"
+            if board.total_j is None or part.window_s < SHORT_WINDOW_S:
+                continue
+            for name, integral_j in board.checks:
+                off = integral_j / board.total_j - 1
+                if abs(off) > AGREEMENT:
+                    yield (
+                        f"energy: the integral of {name} is {100 * off:+.3g} % off the counter of "
+                        f"{board.domain} (a 25 ms sensor can lock on to regular arrivals)"
+                    )

@@ -1,0 +1,165 @@
+"""A run directory as tables: records, readings, plan. Works for a killed run too, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from loadgen import rundir
+from loadgen.types import Domain, Floats, Reading, Record
+
+_INSTANTS = ("demand_s", "due_s", "sent_s", "first_s", "done_s")
+_NUMBERS = (*_INSTANTS, "prompt_tokens", "output_tokens", "http_status")
+_OBJECTS = ("chunk_s", "chunk_tokens", "server_times", "tokens_from", "finish_reason", "status", "error")
+_COLUMNS = ("id", "phase", "block", *_NUMBERS, *_OBJECTS, "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The readings of one domain, in time order.
+
+    ``t_s``: instants (n,), run time. ``value``: (n,), cumulative joules when
+    ``cumulative``, else watts.
+    """
+
+    domain: Domain
+    t_s: Floats
+    value: Floats
+    cumulative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything known about one run.
+
+    ``requests`` and ``warmups``: one row per record (measured and warm-up
+    phase), columns as the fields of `Record`, a missing number is NaN, instants
+    in seconds from the first measured due time. ``plan``: rows of
+    ``plan.jsonl``. ``planned``: measured requests planned; ``missing``: those
+    without a record. ``complete``: the run ended by itself and sealed its files.
+    ``end_s``: end of the window, which starts at 0; None when nothing was done.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    requests: pd.DataFrame
+    warmups: pd.DataFrame
+    series: Mapping[str, Series]
+    plan: Sequence[Mapping[str, Any]]
+    planned: int
+    missing: int
+    complete: bool
+    end_s: float | None
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.get("name") or self.path.name)
+
+    @property
+    def virtual(self) -> bool:
+        return self.manifest.get("clock") == "virtual"
+
+    @property
+    def closed_loop(self) -> bool:
+        return bool(self.manifest.get("closed_loop"))
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """The successful requests, the only ones in any success figure."""
+        return self.requests[self.requests["status"] == "ok"]
+
+    @property
+    def power(self) -> Mapping[str, Any]:
+        """The manifest's ``power`` section; empty when there is none."""
+        return self.manifest.get("power") or {}
+
+    @property
+    def period_s(self) -> float | None:
+        """The sampling period of power, or None when nothing was sampled."""
+        interval_s = self.power.get("interval_s")
+        return float(interval_s) if interval_s else None
+
+
+def load_run(path: Path | str) -> Run:
+    """Reads a run directory. Raises RunDirError when it is none or is damaged."""
+    path = Path(path)
+    return build_run(
+        path,
+        rundir.read_manifest(path),
+        rundir.read_records(path),
+        rundir.read_readings(path),
+        rundir.read_plan(path),
+    )
+
+
+def build_run(
+    path: Path,
+    manifest: Mapping[str, Any],
+    records: Sequence[Record],
+    readings: Sequence[Reading],
+    plan: Sequence[Mapping[str, Any]] = (),
+) -> Run:
+    """A run from its parts; every part but the manifest may be empty or cut short."""
+    requests = _frame([r for r in records if r.phase != "warmup"])
+    warmups = _frame([r for r in records if r.phase == "warmup"])
+    counted = (manifest.get("counts") or {}).get("planned")
+    in_plan = sum(row.get("phase") != "warmup" for row in plan)
+    planned = int(counted) if counted is not None else (in_plan or len(requests))
+    return Run(
+        path=path,
+        manifest=manifest,
+        requests=requests,
+        warmups=warmups,
+        series=_series(manifest, readings),
+        plan=plan,
+        planned=planned,
+        missing=planned - requests["id"].nunique(),
+        complete=manifest.get("status") == "complete",
+        end_s=_end_s(manifest, requests),
+    )
+
+
+def _frame(records: Sequence[Record]) -> pd.DataFrame:
+    names = [f.name for f in fields(Record)]
+    columns: dict[str, Any] = {name: [getattr(r, name) for r in records] for name in names}
+    for name in _NUMBERS:
+        columns[name] = np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float64)
+    for name in _OBJECTS:
+        column = np.empty(len(records), dtype=object)
+        for i, value in enumerate(columns[name]):  # one by one: equal-length tuples would become a matrix
+            column[i] = value
+        columns[name] = column
+    return pd.DataFrame({name: columns[name] for name in _COLUMNS})
+
+
+def _end_s(manifest: Mapping[str, Any], requests: pd.DataFrame) -> float | None:
+    sealed = (manifest.get("window") or {}).get("end_s")
+    if sealed is not None:
+        return float(sealed)
+    last_s = requests["done_s"].max()
+    return None if pd.isna(last_s) else float(last_s)
+
+
+def _series(manifest: Mapping[str, Any], readings: Sequence[Reading]) -> dict[str, Series]:
+    known = [f.name for f in fields(Domain)]
+    declared = (manifest.get("power") or {}).get("domains") or ()
+    domains = [Domain(**{key: row[key] for key in known if key in row}) for row in declared]
+    by_domain: dict[str, list[Reading]] = {domain.name: [] for domain in domains}
+    for reading in readings:
+        if reading.domain in by_domain:  # an undeclared one has no method, hence no label to show it under
+            by_domain[reading.domain].append(reading)
+    found = {}
+    for domain in domains:
+        rows = by_domain[domain.name]
+        cumulative = any(r.energy_j is not None for r in rows)
+        rows = [r for r in rows if (r.energy_j is not None) == cumulative]
+        t_s = np.array([r.t_s for r in rows], dtype=np.float64)
+        value = np.array([r.energy_j if cumulative else r.power_w for r in rows], dtype=np.float64)
+        order = np.argsort(t_s, kind="stable")
+        found[domain.name] = Series(domain, t_s[order], value[order], cumulative)
+    return found

@@ -1,0 +1,245 @@
+"""A summary for people: tables that fit 80 columns, labels visible, the verdict last."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.types import STATUSES
+
+_WIDE = 110
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
+_LATENCIES = (
+    ("ttft_s", "ttft"),
+    ("ttft_from_due_s", "  from due"),
+    ("ttft_from_demand_s", "  from demand"),
+    ("tpot_s", "tpot"),
+    ("itl_s", "itl"),
+    ("e2e_s", "e2e"),
+    ("e2e_from_due_s", "  from due"),
+    ("e2e_from_demand_s", "  from demand"),
+)
+_ENERGIES = (
+    ("total_j", "total"),
+    ("mean_power_w", "mean power"),
+    ("idle_power_w", "idle power"),
+    ("energy_per_attempt", "per attempt"),
+    ("energy_per_attempt_wh", ""),
+    ("energy_per_request", "per success"),
+    ("energy_per_request_wh", ""),
+    ("energy_per_output_token", "per output token"),
+    ("energy_per_output_token_wh", ""),
+    ("output_tokens_per_joule", "output tokens"),
+)
+
+
+def render(summary: Mapping[str, Any], console: Console) -> None:
+    """Prints what `analysis.summary.summarize` returned. Colours only where the console has them."""
+    _header(summary, console)
+    _requests(summary, console)
+    _latency(summary, console)
+    _energy(summary, console)
+    if summary["blocks"]["reason"] is not None:
+        _line(console, "", f"No 95 % intervals: {summary['blocks']['reason']}.", "dim")
+    for warning in summary["warnings"]:
+        _line(console, "warning ", warning, "yellow")
+    _verdict(summary, console)
+
+
+def quantity(value: float | None, unit: str, *, digits: int = 3) -> str:
+    """A value with a prefix on its unit, such as ``30.5 J``, ``8.46 mWh``; a dash when None."""
+    if value is None:
+        return "-"
+    scale, prefix = _prefix(value, unit)
+    return f"{number(value / scale, digits)} {prefix}{unit}".rstrip()
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``digits`` significant figures, never an exponent, thousands grouped."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return _fixed(value, _decimals(value, digits))
+
+
+def interval(estimate: Mapping[str, Any], *, prefixed: bool = True, digits: int = 3) -> str:
+    """``[low, high]`` in the scale and with the decimals of the value; empty when there is none."""
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None or low is None or high is None:
+        return ""
+    scale = _prefix(value, estimate["unit"])[0] if prefixed else 1.0
+    decimals = _decimals(value / scale or high / scale, digits)
+    return f"[{_fixed(low / scale, decimals)}, {_fixed(high / scale, decimals)}]"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show ``digits`` figures; negative before the point. Rounds up first: 9.999 is 10.0."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return digits - 1 - math.floor(math.log10(abs(round(value, decimals))))
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+
+
+def _prefix(value: float, unit: str) -> tuple[float, str]:
+    if unit not in ("s", "J", "W", "Wh") or value == 0:
+        return 1.0, ""
+    if unit == "s" and abs(value) >= 1:
+        return 1.0, ""  # 120 s, not 0.12 ks
+    return next(((s, p) for s, p in _PREFIXES if abs(value) >= 0.9995 * s), _PREFIXES[-1])
+
+
+def _line(console: Console, label: str, text: str, style: str = "") -> None:
+    """A bold label and its text, continued under the text's beginning."""
+    width = max(20, console.width - len(label))
+    rows = textwrap.wrap(text, width, break_on_hyphens=False, drop_whitespace=True) or [""]
+    for i, row in enumerate(rows):
+        line = Text(label if i == 0 else " " * len(label), style=f"bold {style}".strip())
+        line.append(Text(row, style=style if not label.strip() or style == "red" else "not bold"))
+        console.print(line, highlight=False)
+
+
+def _header(summary: Mapping[str, Any], console: Console) -> None:
+    server = summary.get("server") or {}
+    where = " ".join(str(server[key]) for key in ("model", "dtype") if server.get(key))
+    if server.get("gpu"):
+        where += f" on {server['gpu']}"
+    kind = server.get("kind") or "unknown server"
+    about = [part for part in (where, f"{kind} server", f"{summary.get('protocol')} protocol") if part]
+    about.append(f"{summary.get('clock')} clock")
+    console.print()
+    _line(console, f"{summary['name']}  ", ", ".join(about))
+    if server.get("url"):
+        _line(console, "url       ", str(server["url"]))
+
+
+def _requests(summary: Mapping[str, Any], console: Console) -> None:
+    requests, rate = summary["requests"], summary["rate"]
+    counts = [f"{requests[s]:,} {s}" for s in STATUSES if requests[s] or s == "ok"]
+    if requests["missing"]:
+        counts.append(f"{requests['missing']:,} missing")
+    ratio = requests["success_ratio"]["value"]
+    share = "" if ratio is None else f" ({_percent(ratio)} succeeded)"
+    _line(console, "requests  ", f"{requests['planned']:,} planned: " + ", ".join(counts) + share)
+    for cause, count in list(requests["errors"].items())[:3]:
+        shown = cause if len(cause) <= console.width - 22 else f"{cause[: console.width - 25]}..."
+        _line(console, "          ", f"{count:,} x {shown}", "red")
+    parts = []
+    if rate["offered_rps"]["value"] is not None:
+        parts.append(f"offered {number(rate['offered_rps']['value'])}/s")
+    if rate["achieved_rps"]["value"] is not None:
+        parts.append(f"achieved {number(rate['achieved_rps']['value'])}/s")
+    if rate["in_flight_mean"]["value"] is not None:
+        parts.append(f"{number(rate['in_flight_mean']['value'])} in flight")
+    if summary["window_s"] is not None:
+        parts.append(f"window {quantity(summary['window_s'], 's', digits=4)}")
+    _line(console, "rate      ", ", ".join(parts) or "-")
+    late = summary["lateness_s"]
+    if late is None:
+        text = summary["lateness_reason"]
+    else:
+        text = ", ".join(f"{key} {quantity(late[key], 's')}" for key in ("p50", "p99", "max"))
+        text += f" - {summary['lateness_reason']}" if summary["lateness_reason"] else ""
+    _line(console, "lateness  ", text)
+    tokens = summary["tokens"]
+    if tokens["output"] is not None:
+        per_s = tokens["output_tokens_per_s"]["value"]
+        origin = ", ".join(f"{n:,} from {who}" for who, n in tokens["from"].items())
+        text = f"{tokens['output']:,} out, {number(per_s)} tokens/s" if per_s is not None else "-"
+        text = (f"{tokens['input']:,} in, " if tokens["input"] is not None else "") + text
+        _line(console, "tokens    ", f"{text} (counts: {origin})")
+    good = summary["goodput"]
+    if good is not None:
+        limits = ", ".join(
+            f"{name.removesuffix('_s')} {quantity(limit, 's')}" for name, limit in good["slo"].items()
+        )
+        value, per_s = good["ratio"]["value"], good["rps"]["value"]
+        text = "-" if value is None or per_s is None else f"{_percent(value)}, {number(per_s)}/s"
+        _line(console, "goodput   ", f"{text} within {limits}")
+
+
+def _latency(summary: Mapping[str, Any], console: Console) -> None:
+    wide = console.width >= _WIDE
+    columns = ("mean", "p50", "p90", "p95", "p99") if wide else ("p50", "p90", "p99")
+    rows = [(label, summary["latency"][key]) for key, label in _LATENCIES]
+    if not any(row["n"] for _, row in rows):
+        _line(console, "latency   ", "- (no request succeeded)")
+        return
+    table = _table("latency")
+    table.add_column("unit")
+    for name in columns:
+        table.add_column(name, justify="right")
+    previous: Mapping[str, Any] | None = None
+    for label, row in rows:
+        same = previous is not None and label.startswith(" ") and row["p99"] == previous["p99"]
+        if not label.startswith(" "):
+            previous = row
+        if same or not row["n"]:
+            continue  # without shaping or lateness these repeat the row above them
+        unit, scale = ("s", 1.0) if (row["p99"]["value"] or 0.0) >= 1 else ("ms", 1e3)
+        table.add_row(label, unit, *(_scaled(row[name], scale) for name in columns))
+    console.print(table, highlight=False)
+
+
+def _scaled(estimate: Mapping[str, Any], scale: float) -> str:
+    if estimate["value"] is None:
+        return "-"
+    times = {
+        key: None if estimate[key] is None else estimate[key] * scale for key in ("value", "low", "high")
+    }
+    spread = interval({**times, "unit": ""}, prefixed=False)
+    return f"{number(times['value'] or 0.0)} {spread}".rstrip()
+
+
+def _energy(summary: Mapping[str, Any], console: Console) -> None:
+    energy = summary["energy"]
+    shown = [p for p in ("gpu", "cpu", "ram") if p in energy and energy[p]["label"] != "unavailable"]
+    if "gpu" not in shown:
+        _line(console, "GPU energy  ", f"unavailable: {energy['reason']}", "yellow")
+    if not shown:
+        return
+    table = _table("energy")
+    for part in shown:
+        table.add_column(f"{part.upper()}\n{energy[part]['label']}", justify="right")
+        if part == shown[0]:
+            table.add_column("\n95 % interval", justify="left")
+    for key, label in _ENERGIES:
+        row = [label]
+        for part in shown:
+            estimate = energy[part][key]
+            unit = "/J" if key == "output_tokens_per_joule" else estimate["unit"]
+            row.append(quantity(estimate["value"], unit))
+            if part == shown[0]:
+                row.append(interval(estimate))
+        table.add_row(*row)
+    console.print(table, highlight=False)
+
+
+def _table(title: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(title, no_wrap=True)
+    return table
+
+
+def _percent(share: float) -> str:
+    """Two decimals, but never 100 % for less than all."""
+    if share < 1:
+        return f"{min(99.99, 100 * share):.4g} %"
+    return "100 %"
+
+
+def _verdict(summary: Mapping[str, Any], console: Console) -> None:
+    if summary["valid"]:
+        _line(console, "valid", "", "green")
+        return
+    _line(console, "INVALID", "", "red")
+    for reason in summary["reasons"]:
+        _line(console, "  - ", reason, "red")

@@ -1,0 +1,325 @@
+"""One run as one JSON-ready dict: what `loadgen summary --json` prints and `show` renders.
+
+Keys (an *estimate* is an object with the fields of `loadgen.types.Estimate`; a
+value that does not exist is null there, and ``method`` says why):
+
+- ``run`` (path), ``name``, ``status``, ``clock``, ``server``, ``protocol``, ``closed_loop``
+- ``valid``, ``reasons``, ``warnings``
+- ``window_s``: length of the window, from the first measured due time to the last end
+- ``blocks``: ``count``, ``length_s``, ``reason`` (null, or why there are no intervals)
+- ``requests``: ``planned``, ``records``, ``missing``, one count per status,
+  ``success_ratio`` (estimate), ``errors`` ({cause: count}, the commonest ten)
+- ``rate``: ``offered_rps``, ``achieved_rps``, ``in_flight_mean`` (estimates)
+- ``lateness_s``: ``p50``, ``p99``, ``max``, or null with ``lateness_reason``
+- ``latency``: ``ttft_s``, ``ttft_from_due_s``, ``ttft_from_demand_s``, ``tpot_s``, ``itl_s``,
+  ``e2e_s``, ``e2e_from_due_s``, ``e2e_from_demand_s``: each ``n`` and the estimates
+  ``mean``, ``std``, ``p50``, ``p90``, ``p95``, ``p99``; ``tokens_per_chunk``
+- ``tokens``: ``input``, ``output`` (totals), ``from`` ({who counted: replies}),
+  ``output_tokens_per_s`` (estimate)
+- ``goodput``: null, or ``slo``, ``ratio``, ``rps`` (estimates)
+- ``energy``: ``label`` (measured, simulated, unavailable), ``reason``, ``window``
+  ({start_s, end_s}), ``denominators``, and ``gpu``, ``cpu``, ``ram``: ``label``,
+  ``methods``, ``domains``, ``reason``, and the estimates ``total_j``, ``mean_power_w``,
+  ``idle_power_w`` (also ``idle_before_w``, ``idle_after_w``), ``energy_per_attempt``,
+  ``energy_per_request``, ``energy_per_output_token`` (joules, and with ``_wh`` in
+  watt hours), ``output_tokens_per_joule``
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from analysis import energy, latency, lint, stats
+from analysis.energy import Part, PartEnergy
+from analysis.load import Run
+from analysis.stats import Blocks
+from loadgen.types import STATUSES, Estimate, Floats
+
+WH_PER_J = 1 / 3600.0
+TOP_CAUSES = 10
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """The run's figures and verdict; see the module for the keys. Never raises for missing data."""
+    blocks = blocks_of(run)
+    parts = energy.measure(run, blocks.edges_s) if run.end_s else {}
+    verdict = lint.judge(run, parts)
+    manifest = run.manifest
+    summary: dict[str, Any] = {
+        "run": str(run.path),
+        "name": run.name,
+        "status": manifest.get("status"),
+        "valid": verdict.valid,
+        "reasons": list(verdict.reasons),
+        "warnings": list(verdict.warnings),
+        "clock": manifest.get("clock"),
+        "server": manifest.get("server"),
+        "protocol": manifest.get("protocol"),
+        "closed_loop": run.closed_loop,
+        "window_s": run.end_s,
+        "blocks": {"count": blocks.count, "length_s": blocks.length_s, "reason": blocks.reason},
+        "requests": _requests(run, blocks),
+        "rate": _rate(run, blocks),
+        **_lateness(run),
+        "latency": _latency(run, blocks),
+        "tokens": _tokens(run, blocks),
+        "goodput": _goodput(run, blocks),
+        "energy": _energy(run, parts, blocks),
+    }
+    plain: dict[str, Any] = _plain(summary)
+    return plain
+
+
+def blocks_of(run: Run) -> Blocks:
+    """The joint time blocks of a run's window (see `analysis.stats.choose_blocks`)."""
+    e2e_s = (run.ok["done_s"] - run.ok["sent_s"]).dropna().to_numpy(dtype=np.float64)
+    due_s = run.requests["due_s"].dropna().to_numpy(dtype=np.float64)
+    return stats.choose_blocks(0.0, run.end_s or 0.0, due_s, e2e_s, run.period_s)
+
+
+def _plain(value: Any) -> Any:
+    """Estimates become objects, numpy scalars numbers."""
+    if isinstance(value, Estimate):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _column(run: Run, name: str, *, ok: bool = False) -> Floats:
+    frame = run.ok if ok else run.requests
+    return frame[name].to_numpy(dtype=np.float64)
+
+
+def _requests(run: Run, blocks: Blocks) -> dict[str, Any]:
+    statuses = Counter(run.requests["status"])
+    n = len(run.requests)
+    index = blocks.index(_column(run, "due_s"))
+    succeeded = np.asarray(run.requests["status"] == "ok", dtype=np.float64)
+    causes = Counter(
+        str(error or status)
+        for status, error in zip(run.requests["status"], run.requests["error"], strict=True)
+        if status != "ok"
+    )
+    what = "successful requests / records"
+    ratio = stats.ratio(blocks.sums(succeeded, index), blocks.counts(index), blocks, "1", n, what)
+    return {
+        "planned": run.planned,
+        "records": n,
+        "missing": run.missing,
+        **{status: statuses.get(status, 0) for status in STATUSES},
+        "success_ratio": ratio,
+        "errors": dict(causes.most_common(TOP_CAUSES)),
+    }
+
+
+def _rate(run: Run, blocks: Blocks) -> dict[str, Any]:
+    planned = [row.get("due_s") for row in run.plan if row.get("phase") != "warmup"]
+    due_s = np.array([t for t in planned if t is not None], dtype=np.float64)
+    if not len(due_s):
+        due_s = _column(run, "due_s")
+    n_ok = len(run.ok)
+    if run.closed_loop:
+        offered = stats.missing("1/s", "closed loop: nothing is offered at a rate of its own")
+    elif len(due_s) < 2 or due_s.max() == due_s.min():
+        offered = stats.missing("1/s", "all requests were due at one instant", len(due_s))
+    else:
+        value = (len(due_s) - 1) / float(due_s.max() - due_s.min())
+        offered = stats.exact(value, "1/s", len(due_s), "(due requests - 1) / span of due times")
+    if run.end_s:
+        done_s = _column(run, "done_s", ok=True)
+        achieved = stats.ratio(
+            blocks.counts(blocks.index(done_s)),
+            np.diff(blocks.edges_s),
+            blocks,
+            "1/s",
+            n_ok,
+            "successful requests / window",
+        )
+        held_s = _column(run, "done_s") - _column(run, "sent_s")
+        in_flight = stats.exact(
+            float(np.nansum(held_s)) / run.end_s,
+            "requests",
+            int(np.count_nonzero(~np.isnan(held_s))),
+            "time in flight summed / window (Little's law)",
+        )
+    else:
+        achieved = stats.missing("1/s", "no request ended")
+        in_flight = stats.missing("requests", "no request ended")
+    return {"offered_rps": offered, "achieved_rps": achieved, "in_flight_mean": in_flight}
+
+
+def _lateness(run: Run) -> dict[str, Any]:
+    why = lint.lateness_not_judged(run)
+    late_s = latency.lateness_s(run)
+    if why in ("virtual", "closed loop") or not len(late_s):
+        return {"lateness_s": None, "lateness_reason": f"n/a ({why or 'nothing was sent'})"}
+    p50, p99 = np.quantile(late_s, [0.5, 0.99])
+    return {
+        "lateness_s": {"p50": float(p50), "p99": float(p99), "max": float(late_s.max())},
+        "lateness_reason": None if why is None else f"not judged ({why})",
+    }
+
+
+def _latency(run: Run, blocks: Blocks) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"{metric}_s": {"n": len(sample.value_s), **latency.summarize_sample(sample, blocks)}
+        for metric, sample in latency.samples(run).items()
+    }
+    found["tokens_per_chunk"] = latency.tokens_per_chunk(run)
+    return found
+
+
+def _output_per_block(run: Run, blocks: Blocks) -> tuple[Floats, int]:
+    """Output tokens of successful requests per block (K,), and how many replies have a count."""
+    tokens = _column(run, "output_tokens", ok=True)
+    known = ~np.isnan(tokens)
+    index = blocks.index(_column(run, "due_s", ok=True)[known])
+    return blocks.sums(tokens[known], index), int(known.sum())
+
+
+def _tokens(run: Run, blocks: Blocks) -> dict[str, Any]:
+    per_block, known = _output_per_block(run, blocks)
+    prompt = _column(run, "prompt_tokens", ok=True)
+    if run.end_s and known:
+        what = "output tokens of successful requests / window"
+        rate = stats.ratio(per_block, np.diff(blocks.edges_s), blocks, "1/s", known, what)
+    else:
+        rate = stats.missing("1/s", "no successful request has a token count")
+    return {
+        "input": int(np.nansum(prompt)) if not np.isnan(prompt).all() else None,
+        "output": int(per_block.sum()) if known else None,
+        "from": dict(Counter(run.ok["tokens_from"].dropna())),
+        "output_tokens_per_s": rate,
+    }
+
+
+def _goodput(run: Run, blocks: Blocks) -> dict[str, Any] | None:
+    """Requests that met every limit of the SLO, over all records (a failure never meets it)."""
+    limits_s = slo_limits_s(run.manifest.get("slo") or {})
+    if not limits_s or not run.end_s:
+        return None
+    ok = run.ok
+    columns = {name: ok[name].to_numpy(dtype=np.float64) for name in ("sent_s", "due_s", "first_s", "done_s")}
+    tokens = ok["output_tokens"].to_numpy(dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot_s = (columns["done_s"] - columns["first_s"]) / (tokens - 1)
+    values = {
+        "ttft": columns["first_s"] - columns["sent_s"],
+        "ttft_from_due": columns["first_s"] - columns["due_s"],
+        "e2e": columns["done_s"] - columns["sent_s"],
+        "e2e_from_due": columns["done_s"] - columns["due_s"],
+        "tpot": np.where(tokens <= 1, 0.0, tpot_s),  # one token has no gap to be slow in
+    }
+    met = np.ones(len(ok), dtype=bool)
+    for name, limit_s in limits_s.items():
+        met &= values[name] <= limit_s  # a missing stamp compares false: not met
+    met_per_block = blocks.sums(met.astype(np.float64), blocks.index(columns["due_s"]))
+    all_per_block = blocks.counts(blocks.index(_column(run, "due_s")))
+    n = len(run.requests)
+    durations = np.diff(blocks.edges_s)
+    return {
+        "slo": {f"{name}_s": limit_s for name, limit_s in limits_s.items()},
+        "ratio": stats.ratio(met_per_block, all_per_block, blocks, "1", n, "within the SLO / records"),
+        "rps": stats.ratio(met_per_block, durations, blocks, "1/s", n, "within the SLO / window"),
+    }
+
+
+def slo_limits_s(slo: Mapping[str, Any]) -> dict[str, float]:
+    """The SLO in seconds. Keys ``ttft_s`` or ``ttft_ms``; a bare ``ttft`` is milliseconds, as on the
+    command line. Metrics: ttft, ttft_from_due, tpot, e2e, e2e_from_due; others are ignored."""
+    limits = {}
+    for key, value in slo.items():
+        if value is None:
+            continue
+        name, factor = key, 1e-3
+        if key.endswith("_ms"):
+            name = key.removesuffix("_ms")
+        elif key.endswith("_s"):
+            name, factor = key.removesuffix("_s"), 1.0
+        if name in ("ttft", "ttft_from_due", "tpot", "e2e", "e2e_from_due"):
+            limits[name] = float(value) * factor
+    return limits
+
+
+def _energy(run: Run, parts: Mapping[Part, PartEnergy], blocks: Blocks) -> dict[str, Any]:
+    sent = run.requests["sent_s"].notna().to_numpy()
+    due_s = _column(run, "due_s")
+    attempts = blocks.counts(blocks.index(due_s[sent]))
+    successes = blocks.counts(blocks.index(_column(run, "due_s", ok=True)))
+    tokens, _ = _output_per_block(run, blocks)
+    gpu = parts.get("gpu")
+    label = gpu.label if gpu is not None and gpu.total_j is not None else None
+    reason = None
+    if label is None:
+        declared = run.power.get("reason")
+        reason = gpu.reason if gpu is not None else declared or "no request ended, so there is no window"
+    found: dict[str, Any] = {
+        "label": label or "unavailable",
+        "reason": reason,
+        "window": {"start_s": 0.0, "end_s": run.end_s},
+        "denominators": {
+            "attempt": int(attempts.sum()),
+            "request": int(successes.sum()),
+            "output_token": int(tokens.sum()),
+        },
+    }
+    for part, measured in parts.items():
+        found[part] = _part(measured, attempts, successes, tokens, blocks)
+    return found
+
+
+def _part(
+    part: PartEnergy, attempts: Floats, successes: Floats, tokens: Floats, blocks: Blocks
+) -> dict[str, Any]:
+    per_block_j = part.block_j
+    usable = part.total_j is not None
+    rows: dict[str, Any] = {
+        "label": part.label if usable else "unavailable",
+        "methods": list(part.methods),
+        "domains": [b.domain for b in part.boards],
+        "reason": part.reason,
+    }
+    kinds = (
+        ("energy_per_attempt", attempts, "attempted requests"),
+        ("energy_per_request", successes, "successful requests"),
+        ("energy_per_output_token", tokens, "output tokens of successful requests"),
+    )
+    if per_block_j is None or part.total_j is None:
+        why = part.reason or "no readings"
+        units = {"total_j": "J", "mean_power_w": "W", "idle_power_w": "W", "output_tokens_per_joule": "1/J"}
+        rows.update({name: stats.missing(unit, why) for name, unit in units.items()})
+        for name, _, _ in kinds:
+            rows[name], rows[f"{name}_wh"] = stats.missing("J", why), stats.missing("Wh", why)
+        return rows
+    how = f"{rows['label']} ({', '.join(part.methods)})"
+    n = len(part.boards)
+    durations = np.diff(blocks.edges_s)
+    rows["total_j"] = stats.exact(part.total_j, "J", n, f"{how}: energy of the window, {n} series summed")
+    rows["mean_power_w"] = stats.ratio(per_block_j, durations, blocks, "W", n, f"{how}: energy / window")
+    idle = {"idle_before_w": part.idle_before_w, "idle_after_w": part.idle_after_w}
+    rows.update(idle)
+    known = [w for w in idle.values() if w is not None]
+    rows["idle_power_w"] = (
+        stats.exact(min(known), "W", len(known), f"{how}: the lower of the idle stretches before and after")
+        if known
+        else stats.missing("W", "no idle stretch was read before or after the load")
+    )
+    for name, denominator, of_what in kinds:
+        what = f"{how}: energy of the window / {of_what}"
+        per_unit = stats.ratio(per_block_j, denominator, blocks, "J", int(denominator.sum()), what)
+        rows[name], rows[f"{name}_wh"] = per_unit, stats.scaled(per_unit, WH_PER_J, "Wh")
+    what = f"{how}: output tokens of successful requests / energy of the window"
+    rows["output_tokens_per_joule"] = (
+        stats.ratio(tokens, per_block_j, blocks, "1/J", int(tokens.sum()), what)
+        if tokens.sum()
+        else stats.missing("1/J", "no successful request has a token count")
+    )
+    return rows

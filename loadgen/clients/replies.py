@@ -1,0 +1,145 @@
+"""What all protocols share when a tape is decoded: HTTP errors, overload, failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+
+from loadgen.clients.redaction import redact_url
+from loadgen.clients.sse import group_by_read
+from loadgen.types import Reply, Tape, TokensFrom
+
+_EXCERPT_CHARS = 200
+
+
+def excerpt(text: str | bytes) -> str:
+    """The first 200 characters, in one line, without credentials in addresses."""
+    if isinstance(text, bytes):
+        text = text[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
+    return redact_url(" ".join(text.split()))[:_EXCERPT_CHARS]
+
+
+def server_error(value: Any) -> tuple[str, bool] | None:
+    """``(message, overloaded)`` if a JSON value is an error object, else None.
+
+    Knows TGI's flat ``{"error": str, "error_type": str}`` and OpenAI's
+    ``{"error": {"message": str, ...}}``, and vLLM's older ``{"object": "error"}``.
+    """
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    kind = value.get("error_type")
+    code: Any = None
+    if error is None and value.get("object") == "error":
+        error = value
+    if error is None and kind is None:
+        return None
+    if isinstance(error, dict):
+        kind = error.get("type", kind)
+        code = error.get("code", error.get("http_status_code"))
+        message = error.get("message")
+        text = message if isinstance(message, str) else orjson.dumps(error).decode()
+    else:
+        text = error if isinstance(error, str) else str(error)
+    overloaded = "overloaded" in text.lower() or "overloaded" in str(kind).lower() or code in (429, "429")
+    named = f"{text} ({kind})" if isinstance(kind, str) and kind else text
+    return excerpt(named), overloaded
+
+
+def failed(
+    tape: Tape,
+    error: str,
+    *,
+    rejected: bool = False,
+    text: str = "",
+    token_ends: list[int] | None = None,
+    prompt_tokens: int | None = None,
+    output_tokens: int | None = None,
+    tokens_from: TokensFrom | None = None,
+    finish_reason: str | None = None,
+    server_times: Mapping[str, float] | None = None,
+) -> Reply:
+    """A reply that is no success, with whatever had arrived of it."""
+    reads, counts = group_by_read(token_ends or [], tape.sizes)
+    return Reply(
+        text=text,
+        chunk_reads=reads,
+        chunk_tokens=counts,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        tokens_from=tokens_from,
+        finish_reason=finish_reason,
+        server_times=server_times or {},
+        error=error,
+        rejected=rejected,
+    )
+
+
+def http_failure(tape: Tape) -> Reply | None:
+    """The reply to a response that is not 200, else None. Any body is accepted."""
+    status = tape.http_status
+    if status == 200:
+        return None
+    if status is None:
+        return failed(tape, "no response")
+    try:
+        known = server_error(orjson.loads(tape.data))
+    except orjson.JSONDecodeError:
+        known = None
+    message, overloaded = known or (excerpt(tape.data), False)
+    return failed(
+        tape,
+        f"HTTP {status}: {message}" if message else f"HTTP {status} with an empty body",
+        rejected=status == 429 or overloaded,
+    )
+
+
+def finished(
+    tape: Tape,
+    *,
+    text: str,
+    token_ends: list[int],
+    prompt_tokens: int | None,
+    output_tokens: int | None,
+    finish_reason: str | None,
+    server_times: Mapping[str, float],
+    error: tuple[str, bool] | None,
+) -> Reply:
+    """A decoded 200 response. Success needs a finish reason, a whole body and no error.
+
+    ``output_tokens`` is the server's own count or None; then token events are
+    counted instead and the reply says so.
+    """
+    tokens_from: Literal["server", "chunks"] | None = "server"
+    if output_tokens is None:
+        output_tokens, tokens_from = (len(token_ends), "chunks") if token_ends else (None, None)
+    if error is None and finish_reason is None:
+        error = (f"the response ended without a finish event after {len(token_ends)} token events", False)
+    if error is None and not tape.complete:
+        error = ("the response broke off after its finish event", False)
+    if error is not None:
+        return failed(
+            tape,
+            error[0],
+            rejected=error[1],
+            text=text,
+            token_ends=token_ends,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            tokens_from=tokens_from,
+            finish_reason=finish_reason,
+            server_times=server_times,
+        )
+    reads, counts = group_by_read(token_ends, tape.sizes)
+    return Reply(
+        text, reads, counts, prompt_tokens, output_tokens, tokens_from, finish_reason, server_times, None
+    )
+
+
+def whole_number(value: Any) -> int | None:
+    """A non-negative count from a server's report (JSON or header), else None."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,85 @@
+"""The loop that reads a power source at fixed instants and hands every reading on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from loadgen import clock
+from loadgen.errors import PowerError
+from loadgen.types import PowerSource, Reading
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What one sampling loop did: ``reads`` made, ticks ``skipped`` for being late, reads ``failed``.
+
+    ``warnings``: one line for each kind of trouble, fit for the manifest.
+    """
+
+    reads: int = 0
+    skipped: int = 0
+    failed: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+async def sample(
+    source: PowerSource,
+    interval_s: float,
+    write: Callable[[Reading], None],
+    stop: asyncio.Event,
+) -> Sampled:
+    """Reads ``source`` now, then at start + k interval, and once more when ``stop`` is set.
+
+    Ticks are absolute on ``clock.now()``: a slow read delays no later tick. A tick
+    whose time has passed is skipped and counted, never made up for. Every reading
+    goes to ``write``, also one that equals the last. A read that fails is counted
+    and warned about; the gap it leaves is for the analysis to judge. A source whose
+    ``blocking`` attribute is true is read in a thread, since a driver call of a few
+    milliseconds would make requests late.
+    """
+    done = Sampled()
+    blocking = bool(getattr(source, "blocking", False))
+    start_s = clock.now()
+    tick = 0
+    while True:
+        await _read_once(source, write, done, blocking)
+        if stop.is_set():
+            break
+        following = max(tick + 1, math.floor((clock.now() - start_s) / interval_s + 1e-9) + 1)
+        done.skipped += following - tick - 1
+        tick = following
+        await _wait(stop, start_s + tick * interval_s - clock.now())
+    if done.failed:
+        done.warnings.append(f"power: {done.failed} of {done.reads + done.failed} reads failed")
+    if done.skipped:
+        done.warnings.append(
+            f"power: {done.skipped} samples skipped, the source or the host was slower than {interval_s:g} s"
+        )
+    return done
+
+
+async def _read_once(
+    source: PowerSource, write: Callable[[Reading], None], done: Sampled, blocking: bool
+) -> None:
+    try:
+        readings = await asyncio.to_thread(source.read) if blocking else source.read()
+    except (PowerError, OSError) as exc:
+        done.failed += 1
+        warning = f"power: {exc}"
+        if warning not in done.warnings:
+            done.warnings.append(warning)
+        return
+    done.reads += 1
+    for reading in readings:
+        write(reading)
+
+
+async def _wait(stop: asyncio.Event, delay_s: float) -> None:
+    """Until ``stop`` is set, at most ``delay_s``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, delay_s)):
+            await stop.wait()

@@ -1,0 +1,1 @@
+"""The embedded inference server: batching engine, simulated board, service, routes."""
