@@ -31,6 +31,7 @@ AGREEMENT = 0.05
 SHORT_WINDOW_S = 5.0
 """Below this a 100 ms sensor says too little (SC24, arXiv 2312.02741)."""
 _IDLE_MARGIN_S = 0.5
+_EDGE_MARGIN_S = 0.2
 _SHORTEST_IDLE_S = 0.3
 _BOARD = re.compile(r"^(gpu\d+)(\.instant|\.average)?$")
 
@@ -187,8 +188,10 @@ def widest_gap_s(series: Series, start_s: float, end_s: float) -> float:
 def idle_stretches(run: Run) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
     """The longest requestless stretches before the first and after the last measured request.
 
-    0.5 s (at most a quarter) is cut off next to work: averages, the 100 ms
-    publication and the clocks' decay lag behind it. None when under 0.3 s remain.
+    0.5 s (at most a quarter) is cut off after work: averages, the 100 ms
+    publication and the clocks' decay lag behind it. 0.2 s is cut off at the end,
+    where a reading may straddle the next work, or be the odd last one, whose
+    published value has another age. None when under 0.3 s remain.
     """
     t_s = [s.t_s for s in run.series.values() if len(s.t_s)]
     if not t_s:
@@ -211,8 +214,10 @@ def idle_stretches(run: Run) -> tuple[tuple[float, float] | None, tuple[float, f
 
 
 def _trimmed(start_s: float, end_s: float, after_work: bool) -> tuple[float, float] | None:
+    quarter_s = max(0.0, end_s - start_s) / 4
     if after_work:
-        start_s += min(_IDLE_MARGIN_S, max(0.0, end_s - start_s) / 4)
+        start_s += min(_IDLE_MARGIN_S, quarter_s)
+    end_s -= min(_EDGE_MARGIN_S, quarter_s)
     return (start_s, end_s) if end_s - start_s >= _SHORTEST_IDLE_S else None
 
 

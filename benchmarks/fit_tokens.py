@@ -27,7 +27,9 @@ def main(path: str) -> None:
     other = np.array([sum(len(t) - len(t.encode("ascii", "ignore")) for t in ts) for ts in texts], float)
     relative = np.stack([pieces, other], axis=1) / truth[:, None]
     weights, *_ = np.linalg.lstsq(relative[1::2], np.ones(len(relative[1::2])), rcond=None)
-    print(f"fitted on {len(relative[1::2])}: {weights[0]:.4f} a piece, {weights[1]:.4f} a non-ASCII character")
+    print(
+        f"fitted on {len(relative[1::2])}: {weights[0]:.4f} a piece, {weights[1]:.4f} a non-ASCII character"
+    )
     began_s = time.perf_counter()
     counts = np.array([sum(map(count_tokens, ts)) for ts in texts], dtype=float)
     each_us = (time.perf_counter() - began_s) / len(texts) * 1e6

@@ -139,7 +139,6 @@ def _resolve(args: argparse.Namespace) -> tuple[Scenario, str, Tree]:
 
 def _run(args: argparse.Namespace) -> int:
     from analysis.fail_if import parse
-
     from loadgen.experiment import Order, execute
     from loadgen.plan import build
     from loadgen.progress import RunView
@@ -174,10 +173,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _report(path: Path, conditions: list[Any]) -> int:
+    from analysis.load import load_run
     from analysis.show import render
     from analysis.summary import summarize
-
-    from analysis.load import load_run
 
     summary = summarize(load_run(path))
     render(summary, Console())
@@ -186,7 +184,9 @@ def _report(path: Path, conditions: list[Any]) -> int:
 
 def _verdict(summary: dict[str, Any], conditions: list[Any]) -> int:
     """The exit status of a summary; says on stderr which condition was met."""
-    met = [reason for condition in conditions if (reason := condition.met(summary))]
+    from analysis.fail_if import met as is_met
+
+    met = [reason for condition in conditions if (reason := is_met(condition, summary))]
     for reason in met:
         print(f"loadgen: --fail-if met: {reason}", file=sys.stderr)
     return INVALID if met or not summary["valid"] else OK
@@ -209,9 +209,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def _summary(args: argparse.Namespace) -> int:
     from analysis.fail_if import parse
-    from analysis.summary import summarize
-
     from analysis.load import load_run
+    from analysis.summary import summarize
 
     conditions = [parse(text) for text in args.fail_if]
     if not args.json:

@@ -185,6 +185,7 @@ class _Run:
             writer.set_zero(clock.now())
         elif self.last_done_s is not None:
             writer.manifest["window"] = {"start_s": 0.0, "end_s": self.last_done_s - zero_s}
+        writer.manifest["warnings"] += getattr(target.power, "warnings", ())
         if target.board is not None:
             writer.manifest["engine"] = {"energy_j": target.board.energy_j(engine_end_s)}
         writer.seal(status)
@@ -220,5 +221,5 @@ class _Run:
             "packages": provenance.packages(),
             "git": provenance.git(),
             "anchors": {"wall_utc": now.isoformat(), "monotonic_s": time.monotonic(), "clock_s": clock.now()},
-            "warnings": [*order.planned.notes, *target.notes, *getattr(target.power, "warnings", ())],
+            "warnings": [*order.planned.notes, *target.notes],
         }

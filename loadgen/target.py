@@ -7,7 +7,6 @@ belong into the manifest, and a power source if there is one.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from loadgen import clock
-from loadgen.clients import CLIENTS
+from loadgen.clients import make_client
 from loadgen.clients.http import Dial
 from loadgen.clients.probe import probe
 from loadgen.errors import ConfigError, PowerError
@@ -61,12 +60,6 @@ class Target:
             "dtype": self.dtype,
             "limits": dict(self.limits),
         }
-
-
-def _load(registry: Mapping[str, str], name: str) -> Callable[..., Any]:
-    module, _, attribute = registry[name].partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return found
 
 
 def headers_for(server: Server, api_key: str | None) -> dict[str, str]:
@@ -138,7 +131,7 @@ async def _embedded(
                 "power.source: nvml measures a real board; the embedded server has a simulated one"
             )
         if scenario.power.source == "auto":
-            power = SimulatedSource(service.board)
+            power = SimulatedSource(service.board, gpu=service.gpu.name, power_limit_w=service.gpu.tdp_w)
         async with client:
             yield Target(
                 client=client,
@@ -224,7 +217,8 @@ def _client(
     dial: Dial | None,
     exact_lengths: bool,
 ) -> Client:
-    client: Client = _load(CLIENTS, protocol)(
+    return make_client(
+        protocol,
         url,
         model=model,
         headers=headers,
@@ -233,7 +227,6 @@ def _client(
         dial=dial,
         exact_lengths="ignore_eos" if exact_lengths else None,
     )
-    return client
 
 
 def _local_boards(scenario: Scenario) -> tuple[PowerSource | None, str | None]:

@@ -92,9 +92,9 @@ def test_uniform_script_is_the_studys_loop_in_law() -> None:
     assert np.mean(ours) == pytest.approx(np.mean(literal), abs=error)
     assert np.mean(ours) == pytest.approx(0.86, abs=2 * np.std(ours))
     assert np.mean([cv(law.times(5000, rng(k))) for k in range(5)]) == pytest.approx(0.99, abs=0.02)
-    # Mean and spread of the last arrival: sums of n uniforms (the first, near m, is taken as zero).
-    last_s = [law.times(2000, rng(k))[-1] for k in range(100)]
-    assert np.mean(last_s) == pytest.approx(2000 * 0.175, abs=2.5)
+    # The mean over all requests is that of sums of 1..n uniforms, m (n + 1) / 2, less the first (about m).
+    means_s = [law.times(2000, rng(k)).mean() for k in range(100)]
+    assert np.mean(means_s) == pytest.approx(0.175 * 2001 / 2 - 0.175, abs=0.2)
 
 
 def test_steps_hold_their_rates_and_lose_nothing_at_the_edges() -> None:

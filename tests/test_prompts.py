@@ -123,6 +123,12 @@ def test_jsonl_takes_messages_prompts_and_known_lengths(tmp_path: Path, name: st
     assert second.body["max_new_tokens"] == second.body["output_tokens"] == 5
 
 
+def test_jsonl_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\u2028b\x85c"}\r\n{"prompt": "d"}\n', encoding="utf-8", newline="")
+    assert [r.body["prompt"] for r in take(JsonlSource(path), 9)] == ["a\u2028b\x85c", "d"]
+
+
 def test_jsonl_repeats_and_shuffles_on_request_only(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"p{k}"} for k in range(5)])
     assert [r.body["prompt"] for r in take(JsonlSource(path), 9)] == ["p0", "p1", "p2", "p3", "p4"]

@@ -32,7 +32,7 @@ class JsonlSource:
         self.repeat, self.shuffle = repeat, shuffle
         self.notes: list[str] = []
         text, cut = read_text(path)
-        lines = text.splitlines()
+        lines = text.split("\n")  # not splitlines(): JSON text may hold U+2028 and its kind
         if cut:
             lines = lines[:-1]
             self.notes.append(f"{path.name}: the file is cut off; using the {len(lines)} whole lines before")
