@@ -186,7 +186,7 @@ def _recounted(request: Request, count: Callable[[str], int]) -> Request:
 
 
 def describe_plan(scenario: Scenario, planned: Planned) -> dict[str, Any]:
-    """What a plan will send, JSON-ready: counts, span, realised rate, CV, dispersion, lag-1, token lengths."""
+    """What a plan will send, JSON-ready: counts, span, rate, CV, dispersion, lag-1, token lengths."""
     arrivals = planned.measured.arrivals
     due_s = np.array([a.due_s for a in arrivals])
     demand_s = np.array([a.demand_s for a in arrivals])
