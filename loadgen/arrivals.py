@@ -9,9 +9,7 @@ equal load over equal counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -193,21 +191,6 @@ class Trace:
 
     def times(self, n: int, rng: np.random.Generator) -> Floats:
         return self.at(self.rows(rng)[: _checked(n)])
-
-
-ARRIVALS: Mapping[str, str] = MappingProxyType(
-    {
-        "constant": "loadgen.arrivals:Constant",
-        "uniform": "loadgen.arrivals:Uniform",
-        "uniform_script": "loadgen.arrivals:UniformScript",
-        "poisson": "loadgen.arrivals:Poisson",
-        "gamma": "loadgen.arrivals:Gamma",
-        "steps": "loadgen.arrivals:Steps",
-        "all_at_once": "loadgen.arrivals:AllAtOnce",
-        "closed_loop": "loadgen.arrivals:ClosedLoop",
-        "trace": "loadgen.arrivals:Trace",
-    }
-)
 
 
 def count_within(

@@ -280,6 +280,8 @@ class Slo(Section):
     e2e_s: Positive | None = None
 
 
+# The extension points: a pattern or source is one class here (its keys, checked) that builds one
+# object from arrivals.py or prompts/. Classes, not "module:Class" text: validation needs them anyway.
 LOADS: dict[str, type[Load]] = {
     "constant": ConstantLoad,
     "uniform": UniformLoad,

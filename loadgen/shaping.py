@@ -5,9 +5,7 @@ Latency counts from demand, so what a policy holds back is in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
@@ -35,8 +33,3 @@ class Gate:
     def release(self, demand_s: Floats) -> Floats:
         openings = np.ceil(demand_s / self.interval_s - 1e-9)
         return np.maximum(openings * self.interval_s, demand_s)
-
-
-SHAPING: Mapping[str, str] = MappingProxyType(
-    {"none": "loadgen.shaping:NoShaping", "gate": "loadgen.shaping:Gate"}
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ import pytest
 
 from loadgen import clock
 from loadgen.errors import PowerError
-from loadgen.power import POWER_SOURCES
 from loadgen.power.ram import dimm_count, ram_power_w
 from loadgen.power.sampler import Sampled, sample
 from loadgen.power.simulated import SimulatedSource
@@ -167,13 +165,6 @@ def test_many_dimms_get_the_lower_tiers_and_arm_is_lower() -> None:
     # 4 TB in 128 GB modules: 32 DIMMs = 4 + 4 x 0.9 + 8 x 0.8 + 16 x 0.7 = 25.2 full ones
     assert ram_power_w(4096) == pytest.approx(25.2 * 5)
     assert ram_power_w(4096, arm=True) == pytest.approx(25.2 * 1.5)
-
-
-def test_every_registered_source_exists_and_has_the_protocol() -> None:
-    for target in POWER_SOURCES.values():
-        module, _, name = target.partition(":")
-        source = getattr(importlib.import_module(module), name)
-        assert all(callable(getattr(source, method)) for method in ("domains", "read", "close"))
 
 
 # A driver of two boards. Board 0: a 300/100 W square wave of period 2 s and its integral;
