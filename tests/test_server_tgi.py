@@ -1,0 +1,471 @@
+"""TGI's own routes, byte for byte, on the virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from served import RawConnection, Response, Served, request_bytes, served
+
+from loadgen import clock
+from loadgen.prompts.replies import reply_tokens
+from loadgen.prompts.tokens import count_tokens
+
+
+def ask(call: Callable[[Served], Awaitable[Any]], **options: Any) -> Any:
+    """Runs ``call`` against a fresh server in virtual time."""
+
+    async def main() -> Any:
+        async with served(**options) as server:
+            return await call(server)
+
+    return clock.run_virtual(main())
+
+
+def post(path: str, body: Any, **headers: str) -> Response:
+    response = ask(lambda server: server.post(path, body, **headers))
+    assert isinstance(response, Response)
+    return response
+
+
+def exact(tokens: int, **more: Any) -> dict[str, Any]:
+    return {"inputs": "Hello there", "parameters": {"max_new_tokens": tokens, "ignore_eos": True} | more}
+
+
+def test_stream_framing_is_tgi_s() -> None:
+    response = post("/generate_stream", exact(3, details=True), x_request_id="7")
+    assert response.status == 200
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-compute-type"] == "gpu+optimized"
+    assert response.headers["x-compute-characters"] == "11"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "x-total-time" not in response.headers
+    assert len(response.chunks) == 3, "one HTTP chunk an event"
+    pattern = (
+        rb'data: \{"index":%d,"token":\{"id":\d+,"text":" [a-z]+","logprob":-[0-9.]+,"special":false\},'
+        rb'"generated_text":null,"details":null\}\n\n'
+    )
+    assert re.fullmatch(pattern % 1, response.chunks[0])
+    assert re.fullmatch(pattern % 2, response.chunks[1])
+    text = "".join(event["token"]["text"] for event in response.events())
+    tail = (
+        f'"generated_text":"{text}","details":{{"finish_reason":"length","generated_tokens":3,'
+        f'"seed":null,"input_length":{count_tokens("Hello there")}}}}}\n\n'
+    )
+    assert response.chunks[2].endswith(tail.encode())
+    assert b"[DONE]" not in response.body
+
+
+def test_details_of_a_stream_are_null_unless_asked_for() -> None:
+    last = post("/generate_stream", exact(2)).events()[-1]
+    assert last["details"] is None
+    assert last["generated_text"]
+
+
+def test_a_connection_serves_one_stream_after_another_and_then_json() -> None:
+    async def call(server: Served) -> list[Response]:
+        connection = server.connect()
+        # Pipelined: a framing fault of one body would corrupt the next.
+        connection.transport.write(request_bytes("/generate_stream", exact(4), x_request_id="1"))
+        connection.transport.write(request_bytes("/generate_stream", exact(2), x_request_id="2"))
+        connection.transport.write(request_bytes("/generate", exact(2), x_request_id="2"))
+        return [await connection.response() for _ in range(3)]
+
+    first, second, third = ask(call)
+    assert [e["index"] for e in first.events()] == [1, 2, 3, 4]
+    assert [e["index"] for e in second.events()] == [1, 2]
+    assert third.json()["generated_text"] == second.events()[-1]["generated_text"]
+
+
+def test_http_1_0_stream_is_not_chunked_and_ends_with_the_connection() -> None:
+    async def call(server: Served) -> RawConnection:
+        connection = server.connect()
+        connection.transport.write(request_bytes("/generate_stream", exact(2), version="1.0"))
+        while not connection.closed:
+            await asyncio.sleep(0.1)
+        return connection
+
+    head, _, body = ask(call).data.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"}\n\n")
+    assert body.count(b"\n\n") == 2
+
+
+def test_each_token_leaves_at_its_step_and_the_body_ends_with_the_last() -> None:
+    async def call(server: Served) -> RawConnection:
+        connection = server.connect()
+        connection.transport.write(request_bytes("/generate_stream", exact(5)))
+        await connection.until(lambda: connection.data.endswith(b"0\r\n\r\n"))
+        return connection
+
+    reads = ask(call).reads
+    assert len(reads) == 6, "the head, then a read a token"
+    instants = [at for at, _ in reads]
+    assert instants == sorted(set(instants))
+    assert reads[-1][1].count(b"data: ") == 1
+    assert reads[-1][1].endswith(b"\r\n0\r\n\r\n")
+
+
+def test_generate_has_tgi_s_keys_order_and_headers() -> None:
+    response = post("/generate", exact(4, details=True))
+    assert response.status == 200
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["generated_text", "details"]
+    assert list(body["details"]) == ["finish_reason", "generated_tokens", "seed", "prefill", "tokens"]
+    assert body["details"]["generated_tokens"] == 4 == len(body["details"]["tokens"])
+    assert body["generated_text"] == "".join(t["text"] for t in body["details"]["tokens"])
+    headers = response.headers
+    assert headers["x-generated-tokens"] == "4"
+    assert headers["x-prompt-tokens"] == str(count_tokens("Hello there"))
+    whole = {
+        k: int(headers[f"x-{k}"]) for k in ("total-time", "validation-time", "queue-time", "inference-time")
+    }
+    assert whole["total-time"] == int(float(headers["x-compute-time"]) * 1000) > 0
+    parts = whole["validation-time"] + whole["queue-time"] + whole["inference-time"]
+    assert 0 <= whole["total-time"] - parts <= 2, "three truncations"
+    assert int(headers["x-time-per-token"]) == int(float(headers["x-compute-time"]) * 1000 / 4)
+
+
+def test_details_are_absent_unless_asked_for() -> None:
+    assert list(post("/generate", exact(2)).json()) == ["generated_text"]
+
+
+@pytest.mark.parametrize("request_id", [0, 3, -2])
+def test_reply_length_is_the_law_s_and_the_end_marker_counts(request_id: int) -> None:
+    body = {"inputs": "Hi", "parameters": {"max_new_tokens": 300, "details": True}}
+    response = post("/generate", body, x_request_id=str(request_id)).json()
+    expected = reply_tokens(1, request_id, 300)
+    details = response["details"]
+    assert details["finish_reason"] == "eos_token"
+    assert details["generated_tokens"] == expected == len(details["tokens"])
+    assert [t["special"] for t in details["tokens"]] == [False] * (expected - 1) + [True]
+    assert details["tokens"][-1]["text"] not in response["generated_text"]
+    stream = post("/generate_stream", body, x_request_id=str(request_id)).events()
+    assert [e["token"] for e in stream] == details["tokens"]
+    assert stream[-1]["generated_text"] == response["generated_text"]
+    assert stream[-1]["details"]["finish_reason"] == "eos_token"
+
+
+def test_replies_repeat_by_id_and_differ_between_ids() -> None:
+    texts = [post("/generate", exact(8), x_request_id=i).json()["generated_text"] for i in ("5", "5", "6")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_compat_route_answers_a_list_with_the_prompt() -> None:
+    body = exact(3)
+    listed = post("/", body).json()
+    assert isinstance(listed, list)
+    assert listed[0]["generated_text"].startswith("Hello there ")
+    streamed = post("/", body | {"stream": True})
+    assert streamed.headers["content-type"] == "text/event-stream"
+    assert streamed.events()[-1]["generated_text"].startswith("Hello there ")
+    body["parameters"]["return_full_text"] = False
+    assert not post("/", body).json()[0]["generated_text"].startswith("Hello there")
+
+
+def test_stop_sequence_ends_the_reply_and_stays_in_the_text() -> None:
+    text = post("/generate", exact(30), x_request_id="9").json()["generated_text"]
+    fifth = text.split()[4]
+    body = exact(30, stop=[fifth], details=True)
+    stopped = post("/generate", body, x_request_id="9").json()
+    assert stopped["details"]["finish_reason"] == "stop_sequence"
+    assert stopped["details"]["generated_tokens"] == 5
+    assert stopped["generated_text"].endswith(fifth)
+
+
+def test_sampling_truncation_best_of_and_top_tokens() -> None:
+    # Without a `parameters` key TGI samples.
+    details = {"details": True, "max_new_tokens": 2, "ignore_eos": True}
+    assert post("/generate", {"inputs": "a", "parameters": details}).json()["details"]["seed"] is None
+    sampled = {**details, "do_sample": True, "seed": 11}
+    assert post("/generate", {"inputs": "a", "parameters": sampled}).json()["details"]["seed"] == 11
+    cut = {"inputs": "one two three four", "parameters": details | {"truncate": 2}}
+    assert post("/generate", cut).headers["x-prompt-tokens"] == "2"
+    best = exact(3, best_of=2, do_sample=True, details=True, top_n_tokens=2)
+    body = post("/generate", best).json()
+    (other,) = body["details"]["best_of_sequences"]
+    assert other["generated_tokens"] == 3
+    assert other["generated_text"] != body["generated_text"]
+    assert "best_of_sequences" not in other
+    for token, top in zip(body["details"]["tokens"], body["details"]["top_tokens"], strict=True):
+        assert top[0] == token
+        assert len(top) == 2
+    streamed = post("/generate_stream", exact(3, top_n_tokens=2)).events()
+    assert all(list(e) == ["index", "token", "top_tokens", "generated_text", "details"] for e in streamed)
+
+
+BAD = [
+    ({"best_of": 3}, "`best_of` must be > 0 and <= 2. Given: 3"),
+    ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
+    ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
+    ({"temperature": 0}, "`temperature` must be strictly positive"),
+    ({"repetition_penalty": 0.0}, "`repetition_penalty` must be strictly positive"),
+    ({"frequency_penalty": 2.5}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+    ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
+    ({"top_k": 0}, "`top_k` must be strictly positive"),
+    ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
+    ({"stop": list("abcde")}, "`stop` supports up to 4 stop sequences. Given: 5"),
+    ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+    ({"grammar": {"type": "regex", "value": "a"}}, "grammar is not supported"),
+    # The order: the earlier rule speaks.
+    ({"max_new_tokens": 0, "temperature": -1}, "`temperature` must be strictly positive"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "text"), BAD)
+def test_invalid_parameters(parameters: dict[str, Any], text: str) -> None:
+    response = post("/generate", {"inputs": "a", "parameters": parameters})
+    assert response.status == 422
+    expected = {"error": f"Input validation error: {text}", "error_type": "validation"}
+    assert response.body == json.dumps(expected, separators=(",", ":")).encode()
+    if "best_of" not in parameters:
+        stream = post("/generate_stream", {"inputs": "a", "parameters": parameters})
+        assert stream.status == 200
+        assert stream.events() == [expected]
+
+
+def test_invalid_for_streams_only() -> None:
+    for parameters, text in (
+        ({"best_of": 2, "do_sample": True}, "`best_of` != 1 is not supported when streaming tokens"),
+        (
+            {"decoder_input_details": True},
+            "`decoder_input_details` == true is not supported when streaming tokens",
+        ),
+    ):
+        (event,) = post("/generate_stream", {"inputs": "a", "parameters": parameters}).events()
+        assert event["error"] == f"Input validation error: {text}"
+
+
+def test_lengths_that_do_not_fit() -> None:
+    async def call(server: Served) -> None:
+        limits = server.service.limits
+        empty = await server.post("/generate", {"inputs": "", "parameters": {}})
+        assert empty.json()["error"] == "Input validation error: `inputs` cannot be empty"
+        long = "a " * limits.max_input_tokens
+        tokens = count_tokens(long)
+        assert tokens > limits.max_input_tokens
+        body = {"inputs": long, "parameters": {"max_new_tokens": 2000}}
+        response = await server.post("/generate", body)
+        assert response.json()["error"] == (
+            f"Input validation error: `inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
+            f"Given: {tokens} `inputs` tokens and 1024 `max_new_tokens`"
+        )
+
+    ask(call)
+
+
+UNREADABLE = [
+    (b"{", 400, "Failed to parse the request body as JSON: "),
+    (b"[1]", 422, "invalid type: sequence, expected struct GenerateRequest at line 1 column 3"),
+    (b"{}", 422, "missing field `inputs` at line 1 column 2"),
+    (b'{"inputs":5}', 422, "inputs: invalid type: integer `5`, expected a string at line 1 column 11"),
+    (
+        b'{"inputs":"a","parameters":{"max_new_tokens":-1}}',
+        422,
+        "parameters.max_new_tokens: invalid value: integer `-1`, expected u32 at line 1 column 47",
+    ),
+    (
+        b'{"inputs":"a","parameters":{"do_sample":null}}',
+        422,
+        "parameters.do_sample: invalid type: null, expected a boolean",
+    ),
+    (b'{"inputs":"a","parameters":null}', 422, "parameters: invalid type: null, expected struct"),
+    (
+        b'{"inputs":"a","parameters":{"stop":["a",1]}}',
+        422,
+        "parameters.stop[1]: invalid type: integer `1`, expected a string",
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "status", "text"), UNREADABLE)
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+def test_unreadable_bodies_are_plain_text(path: str, raw: bytes, status: int, text: str) -> None:
+    response = post(path, raw)
+    assert response.status == status
+    assert response.headers["content-type"].startswith("text/plain")
+    assert text in response.body.decode()
+    if status == 422:
+        assert response.body.startswith(b"Failed to deserialize the JSON body into the target type: ")
+
+
+def test_content_type_and_size_are_checked_first() -> None:
+    response = post("/generate", b"{", content_type="text/plain")
+    assert response.status == 415
+    assert response.body == b"Expected request with `Content-Type: application/json`"
+    assert post("/generate", exact(1), content_type="application/json; charset=utf-8").status == 200
+    response = post("/generate", {"inputs": "a" * 2_000_001})
+    assert response.status == 413
+    assert response.body == b"Failed to buffer the request body: length limit exceeded"
+
+
+def test_beyond_the_limit_429_at_once_even_for_an_invalid_request() -> None:
+    async def call(server: Served) -> None:
+        busy = [server.connect() for _ in range(2)]
+        for connection in busy:
+            connection.transport.write(request_bytes("/generate_stream", exact(50)))
+        for connection in busy:
+            await connection.until(lambda c=connection: b'"index":1,' in c.data)  # type: ignore[misc]
+        assert server.service.in_flight == 2
+        expected = {"error": "Model is overloaded", "error_type": "overloaded"}
+        refused = await server.post("/generate", {"inputs": "", "parameters": {}})
+        assert (refused.status, refused.json()) == (429, expected)
+        assert "retry-after" not in refused.headers
+        stream = await server.post("/generate_stream", exact(1))
+        assert (stream.status, stream.events()) == (200, [expected])
+        for connection in busy:
+            await connection.response()
+        assert server.service.in_flight == 0
+        assert (await server.post("/generate", exact(1))).status == 200
+        text = (await server.get("/metrics")).body.decode()
+        assert 'tgi_request_failure{err="overloaded"} 2' in text
+
+    ask(call, max_concurrent_requests=2)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])
+def test_a_client_that_hangs_up_frees_its_place_at_once(path: str) -> None:
+    async def call(server: Served) -> None:
+        connection = server.connect()
+        body = exact(500) | {"prompt": ["a", "b"], "max_tokens": 500, "ignore_eos": True}
+        connection.transport.write(request_bytes(path, body))
+        while server.service.batch_size == 0:
+            await asyncio.sleep(0.005)
+        hung_up_s = clock.now()
+        connection.transport.close()
+        while server.service.in_flight:
+            await asyncio.sleep(0)
+        assert clock.now() == hung_up_s
+        assert (await server.post("/generate", exact(1))).status == 200
+        assert 'tgi_request_failure{err="dropped"} 1' in (await server.get("/metrics")).body.decode()
+
+    ask(call, max_concurrent_requests=2)
+
+
+def test_queued_stream_carries_a_comment_each_15_s() -> None:
+    async def call(server: Served) -> RawConnection:
+        # A first request that fills the cache keeps the second one waiting.
+        total = server.service.limits.max_total_tokens
+        hogs = [server.connect() for _ in range(server.service.limits.max_batch_total_tokens // total + 4)]
+        for hog in hogs:
+            words = "a " * 60_000
+            body = {"inputs": words, "parameters": {"max_new_tokens": 40_000, "ignore_eos": True}}
+            hog.transport.write(request_bytes("/generate_stream", body))
+        await asyncio.sleep(1)
+        waiting = server.connect()
+        waiting.transport.write(request_bytes("/generate_stream", exact(1)))
+        await asyncio.sleep(50)
+        for hog in hogs:
+            hog.transport.close()
+        await waiting.until(lambda: waiting.data.endswith(b"0\r\n\r\n"))
+        return waiting
+
+    reads = ask(call).reads
+    comments = [at for at, data in reads if data == b"3\r\n:\n\n\r\n"]
+    assert [at - reads[0][0] for at in comments] == pytest.approx([15.0, 30.0, 45.0])
+
+
+def test_a_backend_failure_is_an_event_or_a_424() -> None:
+    async def call(server: Served) -> None:
+        stream, whole = server.connect(), server.connect()
+        stream.transport.write(request_bytes("/generate_stream", exact(500)))
+        whole.transport.write(request_bytes("/generate", exact(500)))
+        await stream.until(lambda: b'"index":2,' in stream.data)
+        server.service.close()
+        expected = {
+            "error": "Request failed during generation: the server is shutting down",
+            "error_type": "generation",
+        }
+        assert (await stream.response()).events()[-1] == expected
+        response = await whole.response()
+        assert (response.status, response.json()) == (424, expected)
+
+    ask(call)
+
+
+def test_a_reader_that_stalls_delays_nobody_else() -> None:
+    async def call(server: Served) -> None:
+        slow, quick = server.connect(), server.connect()
+        slow.transport.write(request_bytes("/generate_stream", exact(600)))
+        await slow.until(lambda: b'"index":1,' in slow.data)
+        slow.transport.pause_reading()
+        quick.transport.write(request_bytes("/generate_stream", exact(600)))
+        assert len((await quick.response()).events()) == 600
+        assert server.service.in_flight == 0, "both replies were generated"
+        slow.transport.resume_reading()
+        assert len((await slow.response()).events()) == 600
+
+    ask(call)
+
+
+def test_routes_that_only_tell() -> None:
+    async def call(server: Served) -> None:
+        for path in ("/", "/health"):
+            health = await server.get(path)
+            assert (health.status, health.body) == (200, b"")
+        info = (await server.get("/info")).json()
+        assert info["model_id"] == "meta-llama/Llama-3.1-8B-Instruct"
+        assert info["max_concurrent_requests"] == 128
+        assert info["max_total_tokens"] == info["max_input_tokens"] + 1
+        models = (await server.get("/v1/models")).json()
+        name = info["model_id"]
+        entry = {"id": name, "object": "model", "created": 0, "owned_by": name}
+        assert models == {"object": "list", "data": [entry]}
+        lost = await server.get("/nowhere")
+        assert (lost.status, lost.body) == (404, b"")
+        wrong = await server.get("/generate")
+        assert (wrong.status, wrong.body, wrong.headers["allow"]) == (405, b"", "POST")
+        wrong = await server.get("/info", method="DELETE")
+        assert (wrong.status, wrong.headers["allow"]) == (405, "GET,HEAD")
+        preflight = await server.get("/generate", method="OPTIONS")
+        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, "*")
+
+    ask(call)
+
+
+def test_api_key_guards_the_post_routes() -> None:
+    async def call(server: Served) -> None:
+        refused = await server.post("/generate", exact(1))
+        assert (refused.status, refused.body) == (401, b"")
+        assert (await server.post("/generate", exact(1), authorization="Bearer wrong")).status == 401
+        assert (await server.post("/generate", exact(1), authorization="bearer SECRET")).status == 200
+        assert (await server.get("/info")).status == 200
+
+    ask(call, api_key="Secret")
+
+
+def test_metrics_count_what_happened() -> None:
+    async def call(server: Served) -> None:
+        empty = (await server.get("/metrics")).body.decode()
+        assert "tgi_request_count" not in empty
+        assert "tgi_queue_size 0" in empty
+        await server.post("/generate", exact(3))
+        await server.post("/generate_stream", exact(5))
+        await server.post("/generate", {"inputs": "a", "parameters": {"top_k": 0}})
+        lines = (await server.get("/metrics")).body.decode().splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        assert values["tgi_request_count"] == "3"
+        assert values["tgi_request_success"] == "2"
+        assert values['tgi_request_failure{err="validation"}'] == "1"
+        assert float(values["tgi_request_generated_tokens_sum"]) == 8
+        assert values["tgi_request_duration_count"] == "2"
+        assert values['tgi_request_duration_bucket{le="+Inf"}'] == "2"
+        assert float(values["tgi_request_duration_sum"]) == pytest.approx(
+            sum(
+                float(values[f"tgi_request_{part}_sum"])
+                for part in ("validation_duration", "queue_duration", "inference_duration")
+            )
+        )
+        counts = [int(v) for k, v in values.items() if k.startswith("tgi_request_duration_bucket")]
+        assert counts == sorted(counts)
+        assert len(counts) == 36
+
+    ask(call)
