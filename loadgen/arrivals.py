@@ -135,7 +135,8 @@ class Steps:
         unit = Constant(1.0) if self.law == "constant" else Poisson(1.0)
         u = unit.times(_checked(n), rng)
         edges_s = np.concatenate([[0.0], np.cumsum([s.duration_s for s in self.stages])])
-        mass = np.concatenate([[0.0], np.cumsum([s.rate_rps * s.duration_s for s in self.stages])])
+        # Rounded, because 0.07 * 100 is 7.000000000000001: one arrival too many before the boundary.
+        mass = np.round(np.cumsum([0.0, *(s.rate_rps * s.duration_s for s in self.stages)]), 9)
         u = u[u < mass[-1] - 1e-9]
         stage = np.searchsorted(mass, u, side="right") - 1
         rates_rps = np.array([s.rate_rps for s in self.stages])
@@ -187,6 +188,8 @@ class Trace:
     def at(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
         """Replay times of those rows, shape (m,), seconds, the first at 0."""
         chosen_s = self.recorded_s[rows]
+        if len(chosen_s) == 0:
+            return chosen_s
         return np.asarray((chosen_s - chosen_s[0]) * self.time_scale, dtype=np.float64)
 
     def times(self, n: int, rng: np.random.Generator) -> Floats:
@@ -198,8 +201,10 @@ def count_within(
 ) -> Floats:
     """All arrivals before ``duration_s``, at most ``limit``; shape (m,), seconds.
 
-    The generator is copied and replayed with a doubled count until the duration is
-    passed, so the arrivals are a prefix of what `times` gives for the same stream.
+    The generator is copied and replayed with a doubled count until half of the
+    arrivals lie beyond the duration, so that they are a prefix of what `times` gives
+    for the same stream, and no later request of `UniformScript`, where requests
+    overtake, is missed. With a ``limit`` they are the early ones of ``limit`` requests.
     Raises ValueError for a process that never gets there.
     """
     bits = type(rng.bit_generator)
@@ -209,7 +214,7 @@ def count_within(
         again.state = rng.bit_generator.state
         times_s = process.times(n, np.random.Generator(again))
         inside = times_s[times_s < duration_s]
-        if len(times_s) < n or len(inside) < len(times_s) or n == limit:
+        if len(times_s) < n or 2 * len(inside) <= n or n == limit:
             return inside
         if n > 10**8:
             raise ValueError(f"arrivals: more than {n} before {duration_s} s")
@@ -220,7 +225,7 @@ def count_within(
 class Shape:
     """What a series of arrivals looks like; None where it is too short to say.
 
-    ``rate_rps`` = (count - 1) / duration; ``gap_cv`` = std / mean of gaps;
+    ``rate_rps`` = (count - 1) / duration; ``gap_cv`` = std / mean of gaps (needs 2);
     ``dispersion`` = variance / mean of counts in whole 1 s bins (needs 10);
     ``lag1`` = autocorrelation of neighbouring gaps (needs 10 gaps that vary).
     """
@@ -242,14 +247,14 @@ def describe(times_s: Floats) -> Shape:
     gaps_s = np.diff(times_s)
     mean_s, std_s = float(gaps_s.mean()), float(gaps_s.std())
     varies = std_s > 1e-9 * mean_s
-    cv = std_s / mean_s if varies else 0.0
+    cv = None if len(gaps_s) < 2 else std_s / mean_s if varies else 0.0
     seconds = math.floor(duration_s)
     dispersion = lag1 = None
     if seconds >= 10:
-        # A hair before the second, so that rounding of i * 0.05 does not move arrivals between bins.
+        # Bins open a hair early, so that rounding of i * 0.05 does not move arrivals between them.
         bins = np.floor(times_s - times_s[0] + 1e-9).astype(int)
         counts = np.bincount(bins, minlength=seconds + 1)[:seconds]
-        dispersion = float(counts.var() / counts.mean()) if counts.mean() else None
+        dispersion = float(counts.var(ddof=1) / counts.mean()) if counts.mean() else None
     if len(gaps_s) >= 10 and varies:
         d = gaps_s - mean_s
         lag1 = float(np.mean(d[1:] * d[:-1]) / std_s**2)

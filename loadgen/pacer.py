@@ -76,13 +76,16 @@ class Pacer:
         A deadline that has passed gives other tasks one turn.
         """
         left_s = due_s - clock.now()
-        if left_s <= _NEAR_S:
+        if left_s <= 0:
             await asyncio.sleep(0)
+            return
+        if self._loop is None or self._settime is None:  # among them the virtual loop, where time
+            # stands still as long as anything is ready: spinning there would never end
+            await _sleep_until(due_s)
+            return
+        if left_s <= _NEAR_S:
             while clock.now() < due_s:
                 await asyncio.sleep(0)
-            return
-        if self._loop is None or self._settime is None:
-            await _sleep_until(due_s)
             return
         value = self._spec.it_value
         whole_s = int(due_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +90,7 @@ def _split(data: bytes) -> tuple[Response, bytes] | None:
     if headers.get("transfer-encoding") != "chunked":
         length = int(headers.get("content-length", 0))
         return (Response(status, headers, rest[:length], []), rest[length:]) if len(rest) >= length else None
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         size, found, after = rest.partition(b"\r\n")
         if not found or len(after) < int(size, 16) + 2:
@@ -155,3 +155,23 @@ async def served(*, max_concurrent_requests: int = 128, api_key: str | None = No
         await runner.cleanup()
         service.close()
         await engine
+
+
+def ask(call: Callable[[Served], Awaitable[Any]], **options: Any) -> Any:
+    """Runs ``call`` against a fresh server in virtual time."""
+
+    async def main() -> Any:
+        async with served(**options) as server:
+            return await call(server)
+
+    return clock.run_virtual(main())
+
+
+def post(path: str, body: Any, **headers: str) -> Response:
+    response = ask(lambda server: server.post(path, body, **headers))
+    assert isinstance(response, Response)
+    return response
+
+
+def exact(tokens: int, **more: Any) -> dict[str, Any]:
+    return {"inputs": "Hello there", "parameters": {"max_new_tokens": tokens, "ignore_eos": True} | more}

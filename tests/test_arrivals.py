@@ -137,7 +137,28 @@ def test_what_is_too_short_to_describe_says_none() -> None:
     assert a.describe(np.array([0.0])).gap_cv is None
     assert a.describe(np.zeros(100)) == a.Shape(100, 0.0, None, None, None, None)
     two = a.describe(np.array([0.0, 0.5]))
-    assert two.rate_rps == 2 and two.dispersion is None and two.lag1 is None
+    assert two.rate_rps == 2 and two.dispersion is None and two.lag1 is None and two.gap_cv is None
+
+
+def test_a_duration_misses_no_request_that_overtakes() -> None:
+    """Request 257 of the script may arrive before request 256: counts at the cut must stay unbiased."""
+    law, cut_s = a.UniformScript(0.05, 0.3), 256 * 0.175
+    counts = [len(a.count_within(law, cut_s, rng(k))) for k in range(100)]
+    whole = [int(np.sum(law.times(2048, rng(1000 + k)) < cut_s)) for k in range(100)]
+    error = 5 * math.hypot(np.std(counts), np.std(whole)) / math.sqrt(100)
+    assert np.mean(counts) == pytest.approx(np.mean(whole), abs=error)
+    assert max(counts) > 256
+
+
+def test_a_trace_thinned_to_nothing_is_empty() -> None:
+    trace = a.Trace(np.arange(10.0), thin=1e-12)
+    assert trace.times(10, rng()).shape == (0,)
+
+
+def test_rounding_at_a_boundary_moves_no_arrival_into_the_stage_before() -> None:
+    """0.07/s for 100 s holds 7 arrivals, though 0.07 * 100 exceeds 7 in floating point."""
+    times_s = a.Steps((a.Stage(0.07, 100), a.Stage(0, 10), a.Stage(1, 5))).times(999, rng())
+    assert 0.07 * 100 > 7 and np.sum(times_s < 100) == 7 and times_s[7] == pytest.approx(110)
 
 
 def test_streams_do_not_move_each_other_and_zero_is_a_seed() -> None:

@@ -33,6 +33,14 @@ def test_every_arrival_is_sent_when_due_and_gets_one_record() -> None:
         assert record.chunk_tokens == (1, 1) and record.output_tokens == 2
 
 
+def test_arrivals_microseconds_apart_do_not_stop_virtual_time() -> None:
+    """Found on the Azure trace: a pacer that spins through the last 20 us stops virtual time for good."""
+    due_s = [0.0, 1e-7, 5e-6, 5e-6 + 1e-12, 0.1, 0.1 + 1e-9]
+    records = sorted(run(plan(due_s), ScriptedClient(), zero_s=123.456), key=lambda r: r.id)
+    assert [(r.sent_s or 0) - 123.456 for r in records] == pytest.approx(due_s, abs=1e-12)
+    assert all(r.sent_s is not None and r.sent_s >= r.due_s for r in records)
+
+
 def test_what_is_due_in_the_past_goes_out_at_once_and_shows_as_late() -> None:
     async def main() -> list[Record]:
         records: list[Record] = []

@@ -1,7 +1,8 @@
 """Llama 3's chat template, applied by the client when a route takes plain text.
 
-Format: Meta's model card for Llama 3.1, "instruct model prompt". TGI's own chat
-route renders the same on the server.
+Format: Meta's model card for Llama 3.1, "instruct model prompt". The hub template
+of Llama 3.1, which a server's own chat route applies, puts a system turn with two
+dates (about 25 tokens) before it; this one, like the embedded server, does not.
 """
 
 from __future__ import annotations

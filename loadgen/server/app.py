@@ -307,11 +307,10 @@ class _Routes:
         plans, works = self._plan(request, bodies)
         tickets: list[Ticket] = []
         order: list[int] = []
-        sinks = [WholeSink() for _ in plans]
+        sinks = [WholeSink(i, order) for i in range(len(plans))]
         try:
-            for i, (plan, work, sink) in enumerate(zip(plans, works, sinks, strict=True)):
+            for plan, work, sink in zip(plans, works, sinks, strict=True):
                 tickets.append(self._submit(plan, work, sink))
-                sink.done.add_done_callback(lambda _, i=i: order.append(i))  # type: ignore[misc]
             for sink in sinks:
                 failure = await sink.done
                 if failure is not None:

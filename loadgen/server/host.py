@@ -14,6 +14,8 @@ from loadgen.errors import ConfigError
 from loadgen.server.app import make_app
 from loadgen.server.service import Service
 
+_SHUTDOWN_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -33,7 +35,10 @@ async def serving(
     Raises ConfigError when the port cannot be bound.
     """
     runner = web.AppRunner(
-        make_app(service, seed=seed, api_key=api_key), handler_cancellation=True, access_log=None
+        make_app(service, seed=seed, api_key=api_key),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()
     service.start()
@@ -50,8 +55,8 @@ async def serving(
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         yield Serving(url, cast("Callable[[], asyncio.Protocol]", runner.server))
     finally:
+        service.close()  # first: open streams end with an error event instead of holding up the server
         await runner.cleanup()
-        service.close()
         engine.cancel()
         with suppress(asyncio.CancelledError):
             await engine

@@ -137,16 +137,23 @@ class StreamSink:
 
 
 class WholeSink:
-    """One reply of a response without streaming: ``done`` resolves to None, or to the failure's message."""
+    """Reply number ``number`` of a response without streaming.
 
-    __slots__ = ("done",)
+    ``done`` resolves to None, or to the failure's message; at a good end the
+    number is appended to ``ended``.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_ended", "_number", "done")
+
+    def __init__(self, number: int, ended: list[int]) -> None:
+        self._number = number
+        self._ended = ended
         self.done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
     def token(self, index: int, finish_reason: str | None) -> None:
         """The service's call at the end of an engine step."""
         if finish_reason is not None and not self.done.done():
+            self._ended.append(self._number)
             self.done.set_result(None)
 
     def failed(self, message: str) -> None:
