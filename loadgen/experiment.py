@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import clock, provenance
-from loadgen.clients.redaction import redact
+from loadgen.clients.redaction import redact, redact_url
 from loadgen.errors import ConfigError
 from loadgen.plan import Planned
 from loadgen.power.sampler import Sampled, sample
@@ -20,7 +21,7 @@ from loadgen.progress import RunView
 from loadgen.rundir import RunWriter, new_path
 from loadgen.runner import record_unsent, run_plan
 from loadgen.scenario import Scenario
-from loadgen.target import Target, open_target
+from loadgen.target import Target, allow_connections, open_target
 from loadgen.types import Arrival, Plan, Reading, Record, Step
 
 _LEAD_S = 0.2  # after set-up and before the first due time, so that set-up cannot make it late
@@ -64,6 +65,8 @@ async def execute(order: Order, view: RunView) -> Path:
     target cannot be used; no directory is made then.
     """
     steps, planned = _Steps(), order.planned
+    if not clock.is_virtual():
+        allow_connections(_at_once(planned.measured))
     run: _Run | None = None
     status = "failed"
     try:
@@ -89,6 +92,12 @@ async def execute(order: Order, view: RunView) -> Path:
     return run.writer.path
 
 
+def _at_once(plan: Plan) -> int:
+    """How many requests the plan itself sends at one instant; a slow server may pile up more."""
+    most = max(Counter(arrival.due_s for arrival in plan.arrivals).values())
+    return most if plan.max_in_flight is None else min(most, plan.max_in_flight)
+
+
 async def _probe_once(target: Target, planned: Planned, timeout_s: float) -> None:
     """One single-token request before the load. Raises ConfigError with the server's own words."""
     first = (planned.warmup.arrivals or planned.measured.arrivals)[0].request
@@ -101,6 +110,15 @@ async def _probe_once(target: Target, planned: Planned, timeout_s: float) -> Non
         raise ConfigError(f"{target.url}: the probe request failed ({records[0].status}): {records[0].error}")
 
 
+def _without_secrets(order: Order) -> str:
+    """The scenario's text, verbatim but for credentials somebody wrote into it."""
+    text, headers = redact_url(order.scenario_text), order.scenario.server.headers
+    for name, shown in redact(headers).items():
+        if shown != headers[name]:
+            text = text.replace(headers[name], shown)
+    return text
+
+
 class _Run:
     """One run's files and the state that sealing them needs."""
 
@@ -111,9 +129,10 @@ class _Run:
         now = datetime.now(UTC)
         scenario = order.scenario.model_dump(mode="json")
         scenario["server"]["headers"] = redact(order.scenario.server.headers)
+        scenario["server"]["url"] = target.manifest()["url"]
         digest = provenance.digest(scenario)
         path = new_path(order.parent, order.scenario.name, now.strftime("%Y%m%dT%H%M%SZ"), digest)
-        self.writer = RunWriter(path, self._manifest(scenario, digest, now), order.scenario_text)
+        self.writer = RunWriter(path, self._manifest(scenario, digest, now), _without_secrets(order))
         self.writer.write_plan(order.planned.warmup, order.planned.measured)
 
     async def go(self) -> None:

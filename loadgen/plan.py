@@ -57,8 +57,9 @@ def build(scenario: Scenario) -> Planned:
     requests = list(islice(source.requests(rng.prompts), wanted))
     notes += getattr(source, "notes", [])
     if len(requests) < len(demand_s):
+        source_name = getattr(scenario.prompts, "path", None) or "the source"
         raise ConfigError(
-            f"prompts: the source has {len(requests)} requests and the load needs {len(demand_s)}; "
+            f"prompts: {source_name} has {len(requests)} requests and the load needs {len(demand_s)}; "
             "set prompts.repeat=true or load.requests lower"
         )
     if len(requests) < wanted:
@@ -104,6 +105,8 @@ def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, np.ndarray[An
             max_duration_s=load.duration_s,
         )
         rows = replay.rows(rng)
+        if len(rows) == 0:
+            raise ConfigError(f"load: nothing of {load.path} is left after thin and duration_s")
         times_s = replay.at(rows)
         notes = []
         if len(rows) < len(trace.times_s):

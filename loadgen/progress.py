@@ -24,7 +24,7 @@ from rich.progress import (
 from loadgen.types import Reading, Record
 
 _LIVE_EVERY_S = 0.1
-_LINE_EVERY_S = 5.0
+_FIRST_LINE_S, _LINE_EVERY_S = 2.0, 5.0
 _RECENT = 200
 
 
@@ -115,7 +115,8 @@ class RunView:
 
     def _show(self, *, force: bool = False) -> None:
         now_s = time.monotonic()
-        due_s = _LIVE_EVERY_S if self._live else _LINE_EVERY_S
+        first = self._shown_s == self._began_s
+        due_s = _LIVE_EVERY_S if self._live else _FIRST_LINE_S if first else _LINE_EVERY_S
         if self._quiet or (now_s - self._shown_s < due_s and not force):
             return
         self._shown_s = now_s

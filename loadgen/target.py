@@ -17,6 +17,7 @@ from loadgen import clock
 from loadgen.clients import make_client
 from loadgen.clients.http import Dial
 from loadgen.clients.probe import probe
+from loadgen.clients.redaction import redact_url
 from loadgen.errors import ConfigError, PowerError
 from loadgen.physics.transformer import MODELS
 from loadgen.power.nvml import NvmlSource
@@ -29,6 +30,7 @@ from loadgen.types import Client, PowerSource, Step
 
 DEFAULT_MODEL, DEFAULT_GPU, DEFAULT_DTYPE = "llama-3.1-8b", "h100-sxm", "bfloat16"
 API_KEY_VARIABLE = "LOADGEN_API_KEY"
+_OWN_FILES, _MANY_FILES = 64, 65_536
 _TAKES_IGNORE_EOS = ("embedded", "tgi", "vllm", "sglang", "llama.cpp")
 
 
@@ -54,7 +56,7 @@ class Target:
         """The ``server`` entry of run.json."""
         return {
             "kind": self.kind,
-            "url": self.url,
+            "url": None if self.url is None else redact_url(self.url),
             "model": self.model,
             "gpu": self.gpu,
             "dtype": self.dtype,
@@ -66,6 +68,26 @@ def headers_for(server: Server, api_key: str | None) -> dict[str, str]:
     """Headers of every request: the scenario's, and the key from the flag or LOADGEN_API_KEY."""
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     return {**server.headers, **({"Authorization": f"Bearer {key}"} if key else {})}
+
+
+def allow_connections(count: int) -> None:
+    """Raises this process's limit on open files as far as the system lets it.
+
+    ``count``: connections the plan needs at once, up to two ends of each in this
+    process. Raises ConfigError with the number needed when they cannot fit.
+    """
+    import resource
+
+    needed = 2 * count + _OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(needed, _MANY_FILES) if hard == resource.RLIM_INFINITY else hard
+    if needed > wanted:
+        raise ConfigError(
+            f"{count} requests at once need {needed} open files and the hard limit is {hard}: "
+            "raise it (ulimit -Hn) or set load.max_in_flight"
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -98,6 +99,17 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(
     status, out, err = loadgen(capsys, *words)
     assert status == 2 and out == "" and said in err
     assert len(err.splitlines()) == 1 and err.startswith("loadgen: ")
+
+
+def test_more_connections_than_the_system_allows_are_refused_with_the_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard > 300_000:
+        pytest.skip("this machine has no limit on open files that a test could reach")
+    burst = ("run", "burst", "--clock", "real", "--request-count", hard)
+    status, _, err = loadgen(capsys, *burst)
+    assert status == 2 and f"{hard} requests at once need {2 * hard + 64} open files" in err
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

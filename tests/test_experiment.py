@@ -196,10 +196,15 @@ def test_what_does_not_exist_or_fit_is_refused_before_a_directory_is_made(tmp_pa
 
 
 def test_secrets_reach_no_file(tmp_path: Path) -> None:
-    what = scenario(load={"requests": 3}, server={"headers": {"Authorization": "Bearer hunter2"}})
-    path = run(what, tmp_path)
+    server = {"headers": {"Authorization": "Bearer hunter2", "X-Team": "blue"}}
+    text = "server: {headers: {Authorization: Bearer hunter2, X-Team: blue}}\n# http://me:hunter2@host/\n"
+    what = scenario(load={"requests": 3}, server=server)
+    view = RunView(Console(stderr=True), 1, quiet=True)
+    path = clock.run_virtual(execute(Order(what, text, build(what), tmp_path, "hunter2"), view))
     assert all(b"hunter2" not in file.read_bytes() for file in path.iterdir())
-    assert rundir.read_manifest(path)["scenario"]["server"]["headers"] == {"Authorization": "***"}
+    headers = rundir.read_manifest(path)["scenario"]["server"]["headers"]
+    assert headers == {"Authorization": "***", "X-Team": "blue"}
+    assert "X-Team: blue" in (path / "scenario.yaml").read_text()
 
 
 def documented(heading: str) -> set[str]:

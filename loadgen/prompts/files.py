@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import itertools
 import zlib
@@ -15,8 +16,8 @@ from loadgen.errors import ConfigError
 from loadgen.types import Request
 
 
-def read_text(path: Path) -> tuple[str, bool]:
-    """A file's text, and whether a gzip stream was cut off (then what could be unpacked).
+def read_data(path: Path) -> tuple[bytes, bool]:
+    """A file's bytes, and whether a gzip stream was cut off (then what could be unpacked).
 
     Raises ConfigError naming the file.
     """
@@ -28,11 +29,18 @@ def read_text(path: Path) -> tuple[str, bool]:
                 data = gzip.decompress(data)
             except EOFError:
                 data, cut = zlib.decompressobj(wbits=47).decompress(data), True
+        return data.removeprefix(codecs.BOM_UTF8), cut
+    except (OSError, zlib.error) as exc:
+        raise ConfigError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def read_text(path: Path) -> tuple[str, bool]:
+    """The same as text. Raises ConfigError when it is not UTF-8."""
+    data, cut = read_data(path)
+    try:
         return data.decode("utf-8", "ignore" if cut else "strict"), cut
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: expected UTF-8 text: byte {exc.start} is not") from exc
-    except (OSError, zlib.error) as exc:
-        raise ConfigError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def numbered(

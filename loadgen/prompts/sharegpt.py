@@ -46,7 +46,7 @@ class SharegptSource:
             raise ConfigError(f"{path}: expected a JSON list of conversations, got {text[:40]!r}")
         if cut or not whole:
             self.notes.append(
-                f"{path.name}: the file is truncated; using the {len(records)} records before the cut"
+                f"{path.name}: truncated, no complete JSON after record {len(records)}; using those before"
             )
         make = _first_turn if turns == "first" else _whole_chat
         bodies = [make(record, max_new_tokens) for record in records]
@@ -102,17 +102,20 @@ def _turns(record: object) -> list[tuple[str, str]]:
     return turns
 
 
+def _named(record: Any) -> dict[str, Any]:
+    return {} if record.get("id") is None else {"source_id": str(record["id"])}
+
+
 def _first_turn(record: Any, max_new_tokens: int) -> dict[str, Any] | None:
     turns = _turns(record)
     if len(turns) < 2 or turns[1][0] != "assistant":
         return None
     reply_tokens = max(count_tokens(turns[1][1]), 1)
-    return {
+    return _named(record) | {
         "prompt": turns[0][1],
         "prompt_tokens": count_tokens(turns[0][1]),
         "max_new_tokens": reply_tokens,
         "output_tokens": reply_tokens,
-        "source_id": str(record.get("id")),
     }
 
 
@@ -127,9 +130,8 @@ def _whole_chat(record: Any, max_new_tokens: int) -> dict[str, Any] | None:
     if not chat:
         return None
     chat.append({"role": "user", "content": THANKS})
-    return {
+    return _named(record) | {
         "messages": chat,
         "prompt_tokens": sum(count_tokens(m["content"]) for m in chat),
         "max_new_tokens": max_new_tokens,
-        "source_id": str(record.get("id")),
     }

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from loadgen.errors import ConfigError
 from loadgen.prompts.files import read_text
 from loadgen.prompts.synthetic import SyntheticSource
-from loadgen.prompts.tokens import PIECE_TOKENS
+from loadgen.prompts.tokens import PIECE, PIECE_TOKENS, count_tokens
 from loadgen.types import Floats, Request
 
 _HEADER = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
@@ -41,7 +41,7 @@ class AzureTrace:
 
 def _seconds(stamp: str) -> float:
     """A UTC-naive stamp as seconds; digits beyond what datetime takes (six) are added by hand."""
-    whole, _, fraction = stamp.partition(".")
+    whole, _, fraction = stamp.removesuffix("+00:00").partition(".")
     return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
 
 
@@ -68,10 +68,10 @@ def read_azure(path: Path) -> AzureTrace:
 
 
 class TraceSource:
-    """Requests of given lengths over composed text; reply lengths are known, at least one token.
+    """Plain prompts of given lengths (by `count_tokens`, to the token) over composed text.
 
-    ``prompt_tokens``, ``output_tokens``: shape (n,). Prompts shorter than the
-    shortest composed chat (about 40 tokens) come out at that.
+    ``prompt_tokens``, ``output_tokens``: shape (n,). Reply lengths are known, at
+    least one token. A chat route adds its template to what the server counts.
     """
 
     def __init__(self, prompt_tokens: Ints, output_tokens: Ints, *, repeat: bool = False) -> None:
@@ -81,13 +81,21 @@ class TraceSource:
     def requests(self, rng: np.random.Generator) -> Iterator[Request]:
         lengths: Any = zip(self.prompt_tokens.tolist(), self.output_tokens.tolist(), strict=True)
         for id, (prompt, output) in enumerate(itertools.cycle(lengths) if self.repeat else lengths):
-            messages, pieces = self._text.chat(rng, id, float(prompt))
+            text = self._prompt(rng, id, max(int(prompt), 1))
             reply_tokens = max(int(output), 1)
             body = {
-                "messages": messages,
-                "prompt_tokens": round(PIECE_TOKENS * pieces),
+                "prompt": text,
+                "prompt_tokens": count_tokens(text),
                 "max_new_tokens": reply_tokens,
                 "output_tokens": reply_tokens,
                 "source_id": f"row-{id}",
             }
             yield Request(id, "text", body)
+
+    def _prompt(self, rng: np.random.Generator, id: int, tokens: int) -> str:
+        """Text composed a little too long, cut behind its last piece."""
+        messages, _ = self._text.chat(rng, id, tokens * 1.05 + 60)
+        text = "\n".join(message["content"] for message in messages)
+        wanted = max(round(tokens / PIECE_TOKENS), 1)
+        pieces = list(itertools.islice(PIECE.finditer(text), wanted))
+        return text[: pieces[-1].end()]
