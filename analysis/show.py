@@ -109,11 +109,14 @@ def _line(console: Console, label: str, text: str, style: str = "") -> None:
 
 def _header(summary: Mapping[str, Any], console: Console) -> None:
     server = summary.get("server") or {}
-    where = " ".join(str(server[key]) for key in ("model", "dtype") if server.get(key))
-    if server.get("gpu"):
-        where += f" on {server['gpu']}"
-    kind = server.get("kind") or "unknown server"
-    about = [part for part in (where, f"{kind} server", f"{summary.get('protocol')} protocol") if part]
+    board = " on ".join(str(server[key]) for key in ("dtype", "gpu") if server.get(key))
+    if board and server.get("kind") != "embedded":
+        board = f"declared {board}"  # the scenario's word; a real server does not tell
+    kind = server.get("kind")
+    between = " " if kind == "embedded" else ", "
+    where = between.join(str(part) for part in (server.get("model"), board) if part)
+    about = [where] if where else []
+    about += [f"{kind} server" if kind else "unknown server", f"{summary.get('protocol')} protocol"]
     about.append(f"{summary.get('clock')} clock")
     console.print()
     _line(console, f"{summary['name']}  ", ", ".join(about))
@@ -155,7 +158,7 @@ def _requests(summary: Mapping[str, Any], console: Console) -> None:
         origin = ", ".join(f"{n:,} from {who}" for who, n in tokens["from"].items())
         text = f"{tokens['output']:,} out, {number(per_s)} tokens/s" if per_s is not None else "-"
         text = (f"{tokens['input']:,} in, " if tokens["input"] is not None else "") + text
-        _line(console, "tokens    ", f"{text} (counts: {origin})")
+        _line(console, "tokens    ", f"{text} (counts of replies: {origin})")
     good = summary["goodput"]
     if good is not None:
         limits = ", ".join(
@@ -177,13 +180,13 @@ def _latency(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("unit")
     for name in columns:
         table.add_column(name, justify="right")
-    previous: Mapping[str, Any] | None = None
+    shown: list[Any] = []  # what the rows of one figure said
     for label, row in rows:
-        same = previous is not None and label.startswith(" ") and row["p99"] == previous["p99"]
         if not label.startswith(" "):
-            previous = row
-        if same or not row["n"]:
-            continue  # without shaping or lateness these repeat the row above them
+            shown = []
+        if row["p99"] in shown or not row["n"]:
+            continue  # without shaping or lateness these repeat a row above them
+        shown.append(row["p99"])
         unit, scale = ("s", 1.0) if (row["p99"]["value"] or 0.0) >= 1 else ("ms", 1e3)
         table.add_row(label, unit, *(_scaled(row[name], scale) for name in columns))
     console.print(table, highlight=False)

@@ -12,9 +12,10 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 from rich.console import Console
@@ -22,7 +23,8 @@ from rich.table import Table
 
 import loadgen
 from loadgen import clock, overrides
-from loadgen.config import Tree, read_yaml
+from loadgen.clients.redaction import redact_url
+from loadgen.config import Tree, near, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario, find_scenario, shipped_scenarios, validate
 
@@ -38,9 +40,46 @@ _EXAMPLES = """examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose mistakes are one line that names the near flag, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"loadgen: {message} (see {self.prog} --help)\n")
+
+    def near_flag(self, word: str) -> str:
+        """``; did you mean '--x'?`` for the closest flag, or nothing."""
+        return near(word.partition("=")[0], self._option_string_actions)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        verb: _Parser = args.parser
+        wrong = next((word for word in rest if word.startswith("-")), rest[0])
+        verb.error(f"unknown argument {wrong}{verb.near_flag(wrong)}")
+    return args
+
+
+def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers of a range."""
+    expected = f"a whole number from {least} to {most}" if most is not None else f"a whole number >= {least}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _parser() -> _Parser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="loadgen",
         description="Traffic-shaping load generator and energy study for LLM serving:\n"
         "what a request costs in energy and time, and how the way requests arrive changes it.",
@@ -62,7 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
     overrides.add_flags(run)
     run.add_argument(
-        "--output-dir", metavar="DIR", type=Path, default=Path("runs"), help="parent of the run directory"
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs"),
+        help="parent of the run directory (default %(default)s)",
     )
     run.add_argument(
         "--clock",
@@ -74,10 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="EXPR",
         action="append",
         default=[],
-        help="exit 1 when true, e.g. 'p99_ttft>0.5' (seconds); repeatable; see docs/method.md",
+        help="exit 1 when true, e.g. 'p99_ttft>0.5' (seconds); repeatable; names in docs/method.md",
     )
     run.add_argument("--quiet", action="store_true", help="no progress")
-    run.set_defaults(go=_run)
+    run.set_defaults(go=_run, parser=run)
 
     check = verbs.add_parser(
         "check",
@@ -90,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
     overrides.add_flags(check)
     check.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    check.set_defaults(go=_check)
+    check.set_defaults(go=_check, parser=check)
 
     summary = verbs.add_parser(
         "summary",
@@ -101,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     summary.add_argument("--json", action="store_true", help="one JSON object on stdout")
     summary.add_argument("--fail-if", metavar="EXPR", action="append", default=[], help="as for run")
-    summary.set_defaults(go=_summary)
+    summary.set_defaults(go=_summary, parser=summary)
 
     serve = verbs.add_parser(
         "serve",
@@ -111,22 +154,30 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
-    serve.add_argument("--port", type=int, default=8080, help="port, 0 for a free one (default %(default)s)")
-    serve.add_argument("--model", default=None, metavar="M", help="default llama-3.1-8b")
-    serve.add_argument("--gpu", default=None, metavar="G", help="default h100-sxm")
-    serve.add_argument("--dtype", default=None, metavar="D", help="default bfloat16")
     serve.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of reply lengths (default %(default)s)"
+        "--port", type=_at_least(0, 65535), default=8080, help="port, 0 for a free one (default %(default)s)"
+    )
+    serve.add_argument(
+        "--model", default=None, metavar="M", help="model to simulate (default llama-3.1-8b, the only one)"
+    )
+    serve.add_argument("--gpu", default=None, metavar="G", help="h100-sxm or a100-sxm (default h100-sxm)")
+    serve.add_argument("--dtype", default=None, metavar="D", help="bfloat16 or float32 (default bfloat16)")
+    serve.add_argument(
+        "--seed",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="seed of reply lengths (default %(default)s)",
     )
     serve.add_argument(
         "--max-concurrent-requests",
-        type=int,
+        type=_at_least(1),
         default=128,
         metavar="N",
         help="refuse with 429 beyond (default 128)",
     )
     serve.add_argument("--api-key", metavar="K", help="demand this bearer token on POST routes")
-    serve.set_defaults(go=_serve)
+    serve.set_defaults(go=_serve, parser=serve)
     return parser
 
 
@@ -177,7 +228,9 @@ def _report(path: Path, conditions: list[Any]) -> int:
     from analysis.show import render
     from analysis.summary import summarize
 
-    summary = summarize(load_run(path))
+    talk = Console(stderr=True)
+    with talk.status("summarising") if talk.is_terminal else nullcontext():
+        summary = summarize(load_run(path))
     render(summary, Console())
     return _verdict(summary, conditions)
 
@@ -197,6 +250,7 @@ def _check(args: argparse.Namespace) -> int:
 
     scenario, _, _ = _resolve(args)
     facts = describe_plan(scenario, build(scenario))
+    facts["target"] = redact_url(facts["target"])
     if args.json:
         print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
     else:
@@ -213,6 +267,8 @@ def _summary(args: argparse.Namespace) -> int:
     from analysis.summary import summarize
 
     conditions = [parse(text) for text in args.fail_if]
+    if args.run.is_file():
+        raise LoadgenError(f"{args.run}: expected a run directory, got a file")
     if not args.json:
         return _report(args.run, conditions)
     summary = summarize(load_run(args.run))
@@ -254,7 +310,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="loadgen: %(name)s: %(message)s", stream=sys.stderr)
     try:
         return int(args.go(args))

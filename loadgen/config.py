@@ -88,20 +88,27 @@ def read_yaml(path: Path) -> Tree:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read: {reason}") from exc
     tree = Tree({}, source=str(path))
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(f"{path}: expected a scenario, got an empty file")
-        _note_origins(node, (), str(path), tree.origins)
-        data = loader.construct_document(node)
+        loader = _Loader(text)  # refuses control characters at once
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                raise ConfigError(f"{path}: expected a scenario, got an empty file")
+            _note_origins(node, (), str(path), tree.origins)
+            data = loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {exc.problem or exc.context}") from exc
     except yaml.YAMLError as exc:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(exc).split())}") from exc
-    finally:
-        loader.dispose()
+    except ValueError as exc:  # a date of the 13th month, a number that is none
+        raise ConfigError(f"{path}: not valid YAML: a value is unreadable: {exc}") from exc
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: expected a scenario, got nesting without end (an alias of itself)"
+        ) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: expected a mapping with keys such as name and load, got {show(data)}")
     tree.data = data
@@ -131,7 +138,7 @@ def parse_value(text: str, origin: str) -> Any:
     """A flag's value, read as YAML (``0.3``, ``true``, ``[1, 2]``, ``text``)."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{origin}: expected a YAML value, got {text!r}") from exc
 
 
@@ -153,6 +160,7 @@ def near(name: object, known: Iterable[str]) -> str:
 
 
 _SECRET = re.compile(r"key|token|secret|authorization|cookie|password", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
 _EXPECTATIONS: dict[str, str] = {
     "greater_than": "> {gt}",
     "greater_than_equal": ">= {ge}",
@@ -192,6 +200,7 @@ def explain(
         dotted = ".".join(map(str, place))
         kind, context = error["type"], error.get("ctx", {})
         value = "***" if place and _SECRET.search(str(place[-1])) else show(error["input"])
+        value = _USERINFO.sub("***@", value)
         if kind == "missing":
             hint = keys_at(raw[:-1]).get(str(raw[-1]), "a value")
             text = f"{tree.origin(place[:-1])} {dotted}: missing; expected {hint}"

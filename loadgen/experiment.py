@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import clock, provenance
-from loadgen.clients.redaction import redact, redact_url
+from loadgen.clients.redaction import MASK, redact, redact_url
 from loadgen.errors import ConfigError
 from loadgen.plan import Planned
 from loadgen.power.sampler import Sampled, sample
@@ -21,9 +22,10 @@ from loadgen.progress import RunView
 from loadgen.rundir import RunWriter, new_path
 from loadgen.runner import record_unsent, run_plan
 from loadgen.scenario import Scenario
-from loadgen.target import Target, allow_connections, open_target
+from loadgen.target import Target, allow_connections, headers_for, open_target
 from loadgen.types import Arrival, Plan, Reading, Record, Step
 
+_LEAST_SECRET = 6  # characters; shorter words would be masked wherever they happen to stand
 _LEAD_S = 0.2  # after set-up and before the first due time, so that set-up cannot make it late
 
 
@@ -75,7 +77,7 @@ async def execute(order: Order, view: RunView) -> Path:
         ) as target:
             if target.url is not None and target.kind not in ("embedded", "null"):
                 view.stage("probing")
-                await _probe_once(target, planned, order.scenario.load.timeout_s)
+                await _probe_once(target, order)
             run = _Run(order, target, view)
             view.path = run.writer.path
             if target.board is not None:
@@ -98,8 +100,9 @@ def _at_once(plan: Plan) -> int:
     return most if plan.max_in_flight is None else min(most, plan.max_in_flight)
 
 
-async def _probe_once(target: Target, planned: Planned, timeout_s: float) -> None:
+async def _probe_once(target: Target, order: Order) -> None:
     """One single-token request before the load. Raises ConfigError with the server's own words."""
+    planned, timeout_s = order.planned, order.scenario.load.timeout_s
     first = (planned.warmup.arrivals or planned.measured.arrivals)[0].request
     body = {k: v for k, v in first.body.items() if k != "output_tokens"} | {"max_new_tokens": 1}
     request = dataclasses.replace(first, id=-(2**31), body=body, phase="warmup")
@@ -107,16 +110,32 @@ async def _probe_once(target: Target, planned: Planned, timeout_s: float) -> Non
     records: list[Record] = []
     await run_plan(plan, target.client, zero_s=clock.now(), timeout_s=timeout_s, on_record=records.append)
     if records[0].status != "ok":
-        raise ConfigError(f"{target.url}: the probe request failed ({records[0].status}): {records[0].error}")
+        why = _hidden(str(records[0].error), _secrets(order))
+        raise ConfigError(f"{target.url}: the probe request failed ({records[0].status}): {why}")
+
+
+def _hidden(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return text
 
 
 def _without_secrets(order: Order) -> str:
     """The scenario's text, verbatim but for credentials somebody wrote into it."""
     text, headers = redact_url(order.scenario_text), order.scenario.server.headers
     for name, shown in redact(headers).items():
-        if shown != headers[name]:
-            text = text.replace(headers[name], shown)
+        words = headers[name].split()
+        if shown != headers[name] and words:
+            # YAML may have folded the value over several lines.
+            text = re.sub(r"\s+".join(map(re.escape, words)), lambda _, shown=shown: shown, text)  # type: ignore[misc]
     return text
+
+
+def _secrets(order: Order) -> tuple[str, ...]:
+    """Credentials that go out with each request, so that a server may repeat them in an error."""
+    headers = headers_for(order.scenario.server, order.api_key)
+    words = (headers[name].split()[-1:] for name, shown in redact(headers).items() if shown != headers[name])
+    return tuple(word for last in words for word in last if len(word) >= _LEAST_SECRET)
 
 
 class _Run:
@@ -124,6 +143,7 @@ class _Run:
 
     def __init__(self, order: Order, target: Target, view: RunView) -> None:
         self.order, self.target, self.view = order, target, view
+        self.secrets = _secrets(order)
         self.measured_done = 0
         self.last_done_s: float | None = None
         now = datetime.now(UTC)
@@ -154,7 +174,7 @@ class _Run:
             self.writer.set_zero(zero_s)
             self.writer.save()
             view.stage("load")
-            await self._send(self.order.planned.measured, zero_s)
+            await self._send(self.order.planned.measured, zero_s, view.sent)
             if sampling is not None:
                 view.stage("idle baseline")
                 await asyncio.sleep(scenario.power.baseline_s)
@@ -166,14 +186,14 @@ class _Run:
             if sampling is not None:
                 self.writer.manifest["warnings"] += (await sampling).warnings
 
-    async def _send(self, plan: Plan, zero_s: float) -> None:
+    async def _send(self, plan: Plan, zero_s: float, on_sent: Callable[[], None] = lambda: None) -> None:
         await run_plan(
             plan,
             self.target.client,
             zero_s=zero_s,
             timeout_s=self.order.scenario.load.timeout_s,
             on_record=self._record,
-            on_sent=self.view.sent,
+            on_sent=on_sent,
         )
 
     def _abandon(self) -> None:
@@ -184,6 +204,8 @@ class _Run:
             self.writer.set_zero(zero_s)
 
     def _record(self, record: Record) -> None:
+        if record.error is not None and any(secret in record.error for secret in self.secrets):
+            record = dataclasses.replace(record, error=_hidden(record.error, self.secrets))
         self.writer.requests.append(record)
         if record.phase == "warmup":
             return
@@ -205,6 +227,10 @@ class _Run:
         elif self.last_done_s is not None:
             writer.manifest["window"] = {"start_s": 0.0, "end_s": self.last_done_s - zero_s}
         writer.manifest["warnings"] += getattr(target.power, "warnings", ())
+        if resent := getattr(target.client, "resent", 0):
+            writer.manifest["warnings"].append(
+                f"{resent} requests were sent again: the server had closed their pooled connection before"
+            )
         if target.board is not None:
             writer.manifest["engine"] = {"energy_j": target.board.energy_j(engine_end_s)}
         writer.seal(status)

@@ -15,6 +15,8 @@ from typing import Any
 from loadgen.config import Tree, parse_value
 from loadgen.errors import ConfigError
 
+_OWN_TIMES = ("steps", "trace", "closed_loop")  # patterns that no mean rate describes
+
 _RATE_KEYS = (
     "interval_s",
     "rate_rps",
@@ -38,7 +40,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="server to drive, e.g. http://gpu-host:8080; without it the embedded server",
     )
     target.add_argument(
-        "--protocol", metavar="P", help="auto (default), tgi, openai-chat, openai-completions, null"
+        "--protocol",
+        metavar="P",
+        help="API to speak: auto (default), tgi, openai-chat, openai-completions, null",
     )
     target.add_argument(
         "--model", metavar="M", help="model name to ask for; embedded: which model to simulate"
@@ -77,7 +81,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="cap on requests in flight (max_in_flight)",
     )
     load.add_argument(
-        "--request-count", "--num-requests", metavar="N", type=int, help="how many requests to send"
+        "--request-count",
+        "--num-requests",
+        "--num-prompts",
+        metavar="N",
+        type=int,
+        help="how many requests to send",
     )
     load.add_argument("--duration", metavar="S", type=float, help="seconds of arrivals, instead of a count")
     load.add_argument(
@@ -98,7 +107,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         action="append",
         default=[],
-        help="any scenario key, e.g. --set load.interval_s=0.3",
+        help="any scenario key, e.g. --set load.interval_s=0.3; repeatable; keys in docs/scenarios.md",
     )
 
 
@@ -135,7 +144,7 @@ def apply(tree: Tree, flags: argparse.Namespace) -> None:
         dotted, equals, text = pair.partition("=")
         if not equals or not all(dotted.split(".")):
             raise ConfigError(f"--set: expected KEY=VALUE such as load.interval_s=0.3, got {pair!r}")
-        tree.assign(dotted.strip(), parse_value(text, f"--set {dotted}"), f"--set {dotted}")
+        tree.assign(dotted.strip(), parse_value(text, f"--set {dotted}"), "--set")
 
 
 def _apply_load(tree: Tree, flags: argparse.Namespace) -> None:
@@ -143,9 +152,11 @@ def _apply_load(tree: Tree, flags: argparse.Namespace) -> None:
         tree.assign("load.requests", flags.request_count, "--request-count")
     if flags.duration is not None:
         tree.assign("load.duration_s", flags.duration, "--duration")
-        if flags.request_count is None:
+        if flags.request_count is None and tree.get("load.pattern") not in ("closed_loop", "all_at_once"):
             tree.drop("load", "requests")
-    rate_rps = flags.request_rate if flags.request_rate is not None else mean_rate(tree.get("load") or {})
+    section = tree.get("load")
+    known_rps = mean_rate(section) if isinstance(section, dict) else None
+    rate_rps = flags.request_rate if flags.request_rate is not None else known_rps
     pattern = flags.arrival_pattern
     if flags.burstiness is not None and pattern is None:
         pattern = "gamma"
@@ -179,7 +190,7 @@ def _change_pattern(tree: Tree, pattern: str, rate_rps: float | None) -> None:
     tree.assign("load.pattern", pattern, flag)
     if pattern == "gamma":
         tree.assign("load.burstiness", 1.0, flag)
-    if rate_rps is not None and math.isfinite(rate_rps):
+    if rate_rps is not None and math.isfinite(rate_rps) and pattern not in _OWN_TIMES:
         _set_rate(tree, pattern, rate_rps)
 
 
@@ -193,7 +204,7 @@ def _set_rate(tree: Tree, pattern: str, rate_rps: float) -> None:
             raise ConfigError(f"--request-rate: expected > 0, got {rate_rps}")
         tree.assign("load.low_s", 0.0, flag)
         tree.assign("load.high_s", 2 / rate_rps, flag)
-    elif pattern in ("steps", "trace", "closed_loop"):
+    elif pattern in _OWN_TIMES:
         raise ConfigError(
             f"--request-rate: load.pattern {pattern} sets its own rate; "
             "add --arrival-pattern constant (or poisson)"
@@ -201,9 +212,12 @@ def _set_rate(tree: Tree, pattern: str, rate_rps: float) -> None:
 
 
 def _json_object(flag: str, text: str) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as exc:
+        value = json.loads(text, parse_constant=refuse)
+    except ValueError as exc:
         raise ConfigError(f"{flag}: expected a JSON object: {exc}") from exc
     if not isinstance(value, dict):
         raise ConfigError(f"{flag}: expected a JSON object, got {text[:40]}")
@@ -212,7 +226,7 @@ def _json_object(flag: str, text: str) -> dict[str, Any]:
 
 def _goodput(limits: list[str]) -> dict[str, float]:
     slo: dict[str, float] = {}
-    for limit in limits:
+    for limit in (part for word in limits for part in word.split(",")):
         key, _, milliseconds = limit.partition(":")
         try:
             slo[{"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}[key]] = float(milliseconds) / 1000

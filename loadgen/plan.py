@@ -22,6 +22,7 @@ from loadgen.prompts.sharegpt import SharegptSource
 from loadgen.prompts.synthetic import SyntheticSource
 from loadgen.prompts.trace import TraceSource, read_azure
 from loadgen.scenario import (
+    MOST_REQUESTS,
     ClosedLoad,
     FilePrompts,
     Load,
@@ -117,7 +118,10 @@ def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, np.ndarray[An
     process = load.process()
     if load.requests is None or load.duration_s is not None:
         duration_s = load.duration_s if load.duration_s is not None else float("inf")
-        times_s = count_within(process, duration_s, rng, limit=load.requests)
+        limit = load.requests or MOST_REQUESTS + 1
+        times_s = count_within(process, duration_s, rng, limit=limit)
+        if len(times_s) > MOST_REQUESTS:
+            raise ConfigError(f"load: more than {MOST_REQUESTS:,} requests in {duration_s:g} s")
         if len(times_s) == 0:
             raise ConfigError(f"load: no request falls into {duration_s:g} s")
         return times_s, None, []

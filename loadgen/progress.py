@@ -11,15 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from loadgen.types import Reading, Record
 
@@ -40,7 +35,7 @@ class RunView:
         self._quiet = quiet
         self._live = console.is_terminal and not quiet
         self._stage = "starting"
-        self._sent = self._done = self._ok = 0
+        self._sent = self._landed = self._done = self._ok = 0
         self._sim_s = 0.0
         self._ttft_s: deque[float] = deque(maxlen=_RECENT)
         self._power: dict[str, tuple[float, float]] = {}
@@ -50,28 +45,31 @@ class RunView:
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[times]}"),
             console=console,
             auto_refresh=False,
         )
+        # Two lines, each short enough for 80 columns: how far, and what is going on.
+        self._line = Text(no_wrap=True, overflow="ellipsis")
+        self._screen = Live(Group(self._bar, self._line), console=console, auto_refresh=False)
         self.path: Path | None = None
-        self._task = self._bar.add_task("starting", total=planned, facts="")
+        self._task = self._bar.add_task("starting", total=planned, times="")
 
     def __enter__(self) -> Self:
         if self._live:
-            self._bar.start()
+            self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._done == self._planned:
+            self._stage = "done"
         self._show(force=self._live)
         if self._live:
-            self._bar.stop()
+            self._screen.stop()
 
     def stage(self, name: str) -> None:
         """Names what is going on: warm-up, baseline, load, drain."""
@@ -85,6 +83,7 @@ class RunView:
     def record(self, record: Record) -> None:
         """Counts a finished request."""
         self._done += 1
+        self._landed += record.sent_s is not None  # a dropped request was never in flight
         self._sim_s = record.done_s if record.done_s is not None else self._sim_s
         if record.status == "ok":
             self._ok += 1
@@ -103,7 +102,7 @@ class RunView:
         self._show()
 
     def _facts(self) -> str:
-        parts = [f"{self._sent - self._done} in flight"] if self._stage == "load" else []
+        parts = [f"{self._sent - self._landed} in flight"] if self._stage == "load" else []
         if self._done != self._ok:
             parts.append(f"{self._done - self._ok} failed")
         if self._ttft_s:
@@ -120,10 +119,21 @@ class RunView:
         if self._quiet or (now_s - self._shown_s < due_s and not force):
             return
         self._shown_s = now_s
+        elapsed_s = now_s - self._began_s
         if self._live:
-            self._bar.update(self._task, description=self._stage, completed=self._done, facts=self._facts())
-            self._bar.refresh()
+            self._bar.update(self._task, description=self._stage, completed=self._done)
+            left_s = self._bar.tasks[0].time_remaining if self._stage == "load" else None
+            times = _minutes(elapsed_s) + ("" if left_s is None else f", {_minutes(left_s)} left")
+            self._bar.update(self._task, times=times)
+            self._line.plain = f"  {self._facts()}"
+            self._screen.refresh()
         else:
-            elapsed_s = now_s - self._began_s
             line = f"{elapsed_s:5.0f} s  {self._stage}: {self._done}/{self._planned} done"
             self._console.print(" · ".join(filter(None, (line, self._facts()))), highlight=False)
+
+
+def _minutes(duration_s: float) -> str:
+    """``m:ss``, or ``h:mm:ss`` from an hour."""
+    minutes, seconds = divmod(round(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

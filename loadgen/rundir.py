@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -90,7 +90,9 @@ class _Lines(Generic[T]):
     """Appends one kind of row to one file; waits in memory until the zero is known."""
 
     def __init__(self, path: Path, row: Callable[[T, float], dict[str, Any]]) -> None:
+        self._path = path
         self._file: BinaryIO = path.open("ab", buffering=0)
+        self._broken: str | None = None
         self._row = row
         self._waiting: list[T] = []
         self._zero_s: float | None = None
@@ -101,12 +103,24 @@ class _Lines(Generic[T]):
         if self._zero_s is None:
             self._waiting.append(item)
         else:
-            self._file.write(_json(self._row(item, self._zero_s)) + b"\n")
+            self._write(_json(self._row(item, self._zero_s)) + b"\n")
 
     def set_zero(self, zero_s: float) -> None:
         self._zero_s = zero_s
         waiting, self._waiting = self._waiting, []
-        self._file.write(b"".join(_json(self._row(item, zero_s)) + b"\n" for item in waiting))
+        if waiting:
+            self._write(b"".join(_json(self._row(item, zero_s)) + b"\n" for item in waiting))
+
+    def _write(self, lines: bytes) -> None:
+        """All of it or an error; after an error nothing more, or a cut line would come to stand inside."""
+        if self._broken is None:
+            try:
+                if self._file.write(lines) == len(lines):
+                    return
+                self._broken = "only a part was taken (is the disk full?)"
+            except OSError as exc:
+                self._broken = str(exc.strerror or exc)
+        raise RunDirError(f"cannot write {self._path}: {self._broken}")
 
     def close(self) -> None:
         self._file.close()
@@ -116,19 +130,19 @@ class RunWriter:
     """Writes one run directory. ``requests``, ``power`` and ``server`` take ``append(item)``
     with instants on ``clock.now()``; `set_zero` fixes what they count from.
 
-    Raises RunDirError when the directory cannot be made.
+    Raises RunDirError when the directory cannot be made or a file not be written.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], scenario_text: str) -> None:
         try:
             path.mkdir(parents=True)
             (path / "scenario.yaml").write_text(scenario_text, encoding="utf-8")
+            self.requests = _Lines(path / "requests.jsonl", record_row)
+            self.power = _Lines(path / "power.jsonl", reading_row)
         except OSError as exc:
             raise RunDirError(f"cannot make the run directory {path}: {exc.strerror or exc}") from exc
         self.path = path
         self.manifest = {"schema": SCHEMA, "status": "running", **manifest}
-        self.requests = _Lines(path / "requests.jsonl", record_row)
-        self.power = _Lines(path / "power.jsonl", reading_row)
         self.server: _Lines[Step] | None = None
         self.zero_s: float | None = None
         self.save()
@@ -142,7 +156,7 @@ class RunWriter:
         """``plan.jsonl``: the warm-up requests (instants null: they run one after another), then the plan."""
         rows = [plan_row(a, timed=False) for a in warmup.arrivals]
         rows += [plan_row(a, timed=not measured.closed) for a in measured.arrivals]
-        (self.path / "plan.jsonl").write_bytes(b"".join(_json(row) + b"\n" for row in rows))
+        self._replace("plan.jsonl", b"".join(_json(row) + b"\n" for row in rows))
 
     def set_zero(self, zero_s: float) -> None:
         """Fixes the instant (clock.now) that every written time counts from."""
@@ -152,9 +166,15 @@ class RunWriter:
 
     def save(self) -> None:
         """Replaces ``run.json`` atomically with the manifest as it stands."""
-        draft = self.path / "run.json.tmp"
-        draft.write_bytes(orjson.dumps(self.manifest, option=orjson.OPT_INDENT_2) + b"\n")
-        os.replace(draft, self.path / "run.json")
+        self._replace("run.json", orjson.dumps(self.manifest, option=orjson.OPT_INDENT_2) + b"\n")
+
+    def _replace(self, name: str, content: bytes) -> None:
+        draft = self.path / f"{name}.tmp"
+        try:
+            draft.write_bytes(content)
+            os.replace(draft, self.path / name)
+        except OSError as exc:
+            raise RunDirError(f"cannot write {self.path / name}: {exc.strerror or exc}") from exc
 
     def seal(self, status: str) -> None:
         """Closes the files and writes the final manifest, last of all."""
@@ -171,7 +191,7 @@ class RunWriter:
 
 def new_path(parent: Path, name: str, started_utc: str, scenario_hash: str) -> Path:
     """``parent/<utc>-<name>-<hash>``, with a counter if a run of the same second is there."""
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:100] or "run"  # a file name has 255 bytes
     stem = f"{started_utc}-{slug}-{scenario_hash[:8]}"
     path, k = parent / stem, 2
     while path.exists():
@@ -193,17 +213,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """The objects of a .jsonl file; a cut-off last line is skipped, a bad one inside is an error."""
     if not path.exists():
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield orjson.loads(line)
+                item = read(orjson.loads(line))
             except orjson.JSONDecodeError as exc:
                 if line.endswith(b"\n"):
                     raise RunDirError(f"{path}:{number}: expected a JSON object: {exc}") from exc
+                return
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+                raise RunDirError(f"{path}:{number}: not an object of this file: {exc!r}") from exc
+            yield item
 
 
 def read_records(path: Path) -> list[Record]:
@@ -211,30 +235,34 @@ def read_records(path: Path) -> list[Record]:
 
     Raises RunDirError for a damaged line other than a cut-off last one.
     """
-    records = []
-    for file in sorted(path.glob("requests*.jsonl")):
-        for row in _rows(file):
-            fields = {name: row[name] for name in _RECORD_FIELDS}
-            fields["chunk_s"], fields["chunk_tokens"] = tuple(row["chunk_s"]), tuple(row["chunk_tokens"])
-            records.append(Record(**fields))
-    return records
+    return [record for file in sorted(path.glob("requests*.jsonl")) for record in _rows(file, _record)]
+
+
+def _record(row: dict[str, Any]) -> Record:
+    fields = {name: row[name] for name in _RECORD_FIELDS}
+    fields["chunk_s"], fields["chunk_tokens"] = tuple(row["chunk_s"]), tuple(row["chunk_tokens"])
+    return Record(**fields)
 
 
 def read_readings(path: Path) -> list[Reading]:
     """All power and energy readings, in the order they were taken."""
-    return [
-        Reading(row["t_s"], row["domain"], row.get("power_w"), row.get("energy_j"))
-        for row in _rows(path / "power.jsonl")
-    ]
+    return list(_rows(path / "power.jsonl", _reading))
+
+
+def _reading(row: dict[str, Any]) -> Reading:
+    return Reading(row["t_s"], row["domain"], row.get("power_w"), row.get("energy_j"))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
     """The plan's rows (see `plan_row`), warm-up first."""
-    return [dict(row) for row in _rows(path / "plan.jsonl")]
+    return list(_rows(path / "plan.jsonl", lambda row: {**row}))
 
 
 def read_steps(path: Path) -> Iterator[Step]:
     """The embedded engine's steps and idle stretches. For scoring only, never for analysis."""
-    for row in _rows(path / "server.jsonl"):
-        sequences = tuple((int(s[0]), int(s[1]), int(s[2]), int(s[3])) for s in row["sequences"])
-        yield Step(row["start_s"], row["duration_s"], row["energy_j"], sequences)
+    return _rows(path / "server.jsonl", _step)
+
+
+def _step(row: dict[str, Any]) -> Step:
+    sequences = tuple((int(s[0]), int(s[1]), int(s[2]), int(s[3])) for s in row["sequences"])
+    return Step(row["start_s"], row["duration_s"], row["energy_j"], sequences)

@@ -6,11 +6,22 @@ expectation, value, and the near name if there is one. See docs/scenarios.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import orjson
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from loadgen.arrivals import (
@@ -24,13 +35,16 @@ from loadgen.arrivals import (
     Uniform,
     UniformScript,
 )
-from loadgen.config import Place, Tree, explain, near, read_yaml
+from loadgen.config import Place, Tree, explain, near, read_yaml, show
 from loadgen.errors import ConfigError
 from loadgen.types import ArrivalProcess, Overflow
+
+MOST_REQUESTS = 10_000_000  # the whole plan is in memory before the first byte
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Requests = Annotated[int, Field(gt=0, le=MOST_REQUESTS)]
 
 
 def _wrong(expected: str, key: str = "", got: str = "") -> PydanticCustomError:
@@ -47,7 +61,7 @@ class Section(BaseModel):
 class Server(Section):
     """Where requests go: ``url``, or without one the embedded server that model, gpu and dtype describe."""
 
-    url: str | None = Field(None, pattern=r"^https?://[^\s/]+")
+    url: str | None = None
     protocol: Literal["auto", "tgi", "openai-chat", "openai-completions", "null"] = "auto"
     model: str | None = None
     gpu: str | None = None
@@ -56,6 +70,38 @@ class Server(Section):
     headers: dict[str, str] = {}
     extra_body: dict[str, Any] = {}
     max_concurrent_requests: Count = 128
+
+    @field_validator("url")
+    @classmethod
+    def _reachable(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port above 65535, an unclosed bracket
+            good = False
+        if not good or re.search(r"\s", url):
+            raise _wrong("http://HOST[:PORT] or https://...", "", show(re.sub(r"//[^/@]*@", "//***@", url)))
+        return url
+
+    @field_validator("headers")
+    @classmethod
+    def _well_formed(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110 section 5.6.2, token
+                raise _wrong("header names of letters, digits and !#$%&'*+-.^_`|~", "", repr(name))
+            if re.search(r"[\r\n\0]", value):
+                raise _wrong(f"no line breaks in the value of {name}", "", "one")
+        return headers
+
+    @model_validator(mode="after")
+    def _sendable(self) -> Self:
+        try:
+            orjson.dumps(self.extra_body)
+        except orjson.JSONEncodeError as exc:
+            raise _wrong(f"values that JSON can hold ({exc})", "extra_body") from None
+        return self
 
 
 class Shaping(Section):
@@ -74,9 +120,9 @@ class Shaping(Section):
 class Load(Section):
     """What all patterns share: how many requests, for how long, with which limits."""
 
-    requests: Count | None = None
+    requests: Requests | None = None
     duration_s: Positive | None = None
-    warmup_requests: Annotated[int, Field(ge=0)] = 0
+    warmup_requests: Annotated[int, Field(ge=0, le=MOST_REQUESTS)] = 0
     timeout_s: Positive = 120.0
     max_in_flight: Count | None = None
     overflow: Overflow = "queue"
@@ -181,7 +227,7 @@ class BurstLoad(Load):
     """Everything at once."""
 
     pattern: Literal["all_at_once"]
-    requests: Count
+    requests: Requests
 
     def process(self) -> ArrivalProcess:
         return AllAtOnce()
@@ -191,7 +237,7 @@ class ClosedLoad(Load):
     """``max_in_flight`` requests always under way; the next starts when one ends."""
 
     pattern: Literal["closed_loop"]
-    requests: Count
+    requests: Requests
     max_in_flight: Count
 
     @model_validator(mode="after")
@@ -271,6 +317,14 @@ class Power(Section):
     baseline_s: NotNegative = 2.0
     gpus: list[str] = []
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _indices(cls, gpus: object) -> object:
+        """An index may be written as a number."""
+        if not isinstance(gpus, list):
+            return gpus
+        return [str(g) if isinstance(g, int) and not isinstance(g, bool) else g for g in gpus]
+
 
 class Slo(Section):
     """Limits a good request keeps, all at once. Seconds."""
@@ -330,7 +384,13 @@ class Scenario(Section):
 
 
 def _expectation(name: str, model: type[BaseModel]) -> str:
-    examples = {"name": "a name for the run", "load": "a section with a pattern", "path": "a file"}
+    examples = {
+        "name": "a name for the run",
+        "load": "a section with a pattern",
+        "path": "a file",
+        "stages": "a list of {rate_rps, duration_s}",
+        "max_in_flight": "a whole number (--concurrency)",
+    }
     annotation = str(model.model_fields[name].annotation)
     kind = "a whole number" if "int" in annotation else "a number" if "float" in annotation else "a value"
     return examples.get(name, "text" if "str" in annotation and kind == "a value" else kind)
@@ -377,6 +437,9 @@ def _resolve_paths(tree: Tree, base: Path) -> None:
 def validate(tree: Tree, base: Path) -> Scenario:
     """Checks a tree and builds the scenario. Raises ConfigError, one line per mistake."""
     problems: list[str] = []
+    prompts = tree.get("prompts")
+    if isinstance(prompts, dict) and "path" not in prompts:
+        prompts.setdefault("source", "synthetic")  # a path alone does not say what is in it
     try:
         _resolve_paths(tree, base)
     except ConfigError as exc:

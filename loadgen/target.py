@@ -66,7 +66,8 @@ class Target:
 
 def headers_for(server: Server, api_key: str | None) -> dict[str, str]:
     """Headers of every request: the scenario's, and the key from the flag or LOADGEN_API_KEY."""
-    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    # A key read from a file brings its line break along.
+    key = (api_key or os.environ.get(API_KEY_VARIABLE) or "").strip()
     return {**server.headers, **({"Authorization": f"Bearer {key}"} if key else {})}
 
 
@@ -178,9 +179,16 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
     headers = headers_for(server, api_key)
     notes: list[str] = []
     found = None
+    kind = "null"
     if server.protocol != "null":
-        found = await probe(server.url, headers)
-    kind = found.kind if found else "null"
+        try:
+            found = await probe(server.url, headers)
+            kind = found.kind
+        except ConfigError:
+            if server.protocol == "auto" or server.model is None:
+                raise
+            # Told what to speak and what to ask for, nothing needs to be found out.
+            kind = "unknown"
     protocol = server.protocol if found is None or server.protocol != "auto" else found.protocol
     model = _model_name(server, found.model if found else None, notes)
     if exact_lengths and kind not in _TAKES_IGNORE_EOS:

@@ -11,11 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fakes import ScriptedClient, plan
+from rich.console import Console
 
-from loadgen import cli, rundir
+from loadgen import cli, clock, rundir
+from loadgen.progress import RunView
+from loadgen.runner import run_plan
+from loadgen.types import Record
 
 COMMAND = [sys.executable, "-m", "loadgen"]
 
@@ -91,6 +97,22 @@ def test_check_prints_the_plan_and_sends_nothing(capsys: pytest.CaptureFixture[s
         (["run", "fixed_50ms", "--clock", "virtual", "--url", "http://127.0.0.1:9"], "--clock virtual"),
         (["run", "fixed_50ms", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9: no known LLM server"),
         (["summary", "/nowhere"], "expected a run directory"),
+        (["summary", __file__], "expected a run directory"),
+        ([], "VERB (see loadgen --help)"),
+        (["run"], "SCENARIO (see loadgen run --help)"),
+        (["run", "fixed_50ms", "--request-cont", "5"], "--request-cont; did you mean '--request-count'?"),
+        (["run", "fixed_50ms", "--reqest-rate=5"], "did you mean '--request-rate'?"),
+        (["run", "fixed_50ms", "--request-rate", "fast"], "--request-rate: invalid float value: 'fast'"),
+        (["check", "fixed_50ms", "--duration", "1e12"], "load: more than 10,000,000 requests"),
+        (["serve", "--port", "65536"], "expected a whole number from 0 to 65535"),
+        (["serve", "--max-concurrent-requests", "0"], "expected a whole number >= 1"),
+        (["check", "fixed_50ms", "--set", "load=fixed"], "expected"),
+        (["check", "fixed_50ms", "--set", "name=2024-13-45"], "expected a YAML value"),
+        (["run", "fixed_50ms", "--url", "http://a..b:80"], "http://a..b:80"),
+        (
+            ["run", "fixed_50ms", "--extra-body", '{"seed": 99999999999999999999}'],
+            "values that JSON can hold",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_status_2(
@@ -99,6 +121,13 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(
     status, out, err = loadgen(capsys, *words)
     assert status == 2 and out == "" and said in err
     assert len(err.splitlines()) == 1 and err.startswith("loadgen: ")
+
+
+def test_check_shows_no_credentials_of_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "http://me:hunter2@host:80"
+    for words in (("--url", url), ("--url", url, "--json"), ("--url", url.removeprefix("h"))):
+        _, out, err = loadgen(capsys, "check", "fixed_50ms", *words)
+        assert "***@host" in out + err and "hunter2" not in out + err
 
 
 def test_more_connections_than_the_system_allows_are_refused_with_the_number(
@@ -220,3 +249,97 @@ def test_a_server_of_garbage_is_told_in_one_line(
     garbage.socket.close()
     assert status == 2 and out == "" and garbage.url in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+class _OnlyCompletions(BaseHTTPRequestHandler):
+    """Answers ``POST /v1/completions`` and nothing else, as gateways do."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        usage = {"prompt_tokens": 3, "completion_tokens": 1}
+        body = json.dumps({"choices": [{"text": "a", "finish_reason": "stop"}], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_that_names_no_model_can_be_told_its_protocol_and_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Found: the probe's refusal told the user to pass what had been passed."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _OnlyCompletions) as gateway:
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{gateway.server_port}"
+        words = [
+            "run",
+            "fixed_50ms",
+            "--url",
+            url,
+            "--request-count",
+            "3",
+            "--output-dir",
+            tmp_path,
+            "--quiet",
+        ]
+        assert loadgen(capsys, *words)[0] == 2
+        told = ["--protocol", "openai-completions", "--model", "m", "--no-streaming"]
+        _, out, err = loadgen(capsys, *words, *told)
+        gateway.shutdown()
+    path = Path(out.splitlines()[-1])
+    assert [r.status for r in rundir.read_records(path) if r.phase == "measure"] == ["ok"] * 3, err
+    assert rundir.read_manifest(path)["server"]["kind"] == "unknown"
+
+
+class _Echo(_OnlyCompletions):
+    """Repeats the credentials in an error, from the second request on."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        _Echo.asked += 1
+        if _Echo.asked == 1:
+            super().do_POST()
+            return
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps({"error": {"message": f"wrong key: {self.headers['authorization']}"}}).encode()
+        self.send_response(401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_key_that_the_server_repeats_is_shown_nowhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Found: the error of the record, and of a failed probe, held the API key."""
+    words = ["run", "fixed_50ms", "--request-count", "2", "--output-dir", tmp_path, "--quiet"]
+    words += ["--protocol", "openai-completions", "--model", "m", "--no-streaming", "--api-key", "hunter2"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words += ["--url", f"http://127.0.0.1:{server.server_port}"]
+        _, out, _ = loadgen(capsys, *words)
+        status, _, err = loadgen(capsys, *words)
+        server.shutdown()
+    assert status == 2 and "wrong key: Bearer ***" in err and "hunter2" not in out + err
+    path = Path(out.splitlines()[-1])
+    assert all("wrong key: Bearer ***" in str(r.error) for r in rundir.read_records(path))
+    assert all(b"hunter2" not in file.read_bytes() for file in path.iterdir())
+
+
+def test_a_dropped_request_is_not_subtracted_from_those_in_flight() -> None:
+    """Found: warm-ups counted as sent and drops as landed, so the live view was off by both."""
+    view = RunView(Console(stderr=True), 2, quiet=True)
+    view.stage("load")
+    view.sent()
+    client, records = ScriptedClient(), list[Record]()
+    what = plan([0.0, 0.0], cap=1, overflow="drop")
+    clock.run_virtual(run_plan(what, client, zero_s=0.0, timeout_s=9.0, on_record=records.append))
+    view.record(next(r for r in records if r.status == "dropped"))
+    assert view._facts().startswith("1 in flight")

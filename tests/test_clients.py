@@ -492,6 +492,36 @@ def test_garbage_objects_are_an_error(protocol, body):
     assert reply.error
 
 
+@pytest.mark.parametrize("protocol", ["tgi", "openai-chat", "openai-completions"])
+@pytest.mark.parametrize("value", [b"%b", b'{"error":{"a":%b}}'])
+def test_deep_nesting_is_an_error_never_an_exception(protocol, value):
+    """Found: orjson reads deeper than it writes, so the excerpt of the garbage raised."""
+    body = value % (b"[" * 600 + b"]" * 600)
+    for script, streaming in (
+        ([HEAD + chunk(b"data: " + body + b"\n\n") + LAST_CHUNK], True),
+        ([plain(200, body)], False),
+    ):
+        _, _, reply, error = one(protocol, script, streaming=streaming)
+        assert error is None and reply.error
+
+
+@pytest.mark.parametrize("digits", [5000, 30])
+def test_a_count_of_absurd_length_is_no_count(digits):
+    """Found: int() raised on it, or the record's JSON could not hold it."""
+    extra = f"x-generated-tokens: {'9' * digits}\r\n"
+    _, _, reply, _ = one("tgi", [plain(200, b'{"generated_text":"x"}', extra=extra)], streaming=False)
+    assert reply.error is None and reply.output_tokens is None
+
+
+def test_an_error_beside_a_last_choice_is_no_success():
+    """Found: a router's chunk with both an error and a finish reason counted as ok."""
+    broken = chat({"content": ""}, "error", error={"message": "upstream died", "code": 502})
+    _, _, reply, _ = one(
+        "openai-chat", [HEAD + chunk(event(chat({"content": "a"})) + event(broken)) + LAST_CHUNK]
+    )
+    assert reply.error is not None and "upstream died" in reply.error
+
+
 def test_truncated_chunked_body_keeps_what_came():
     a, b, c = map(chunk, tgi_events())
     for script in ([HEAD + a + b, CLOSE], [HEAD + a + b, 1.0, CLOSE], [HEAD + a + b + c[:30], CLOSE]):
@@ -569,6 +599,24 @@ def test_hang_before_the_head():
 
 def good() -> bytes:
     return HEAD + b"".join(map(chunk, tgi_events())) + LAST_CHUNK
+
+
+def test_a_stale_pooled_connection_costs_no_request():
+    """Found against llama.cpp, which closes some connections right after a reply."""
+    asks = [Request(i, "text", {"prompt": f"p{i}"}) for i in range(3)]
+    server, got = talk("tgi", [good()], [CLOSE], [good()], [0.3, CLOSE], asks=asks)
+    assert [str(error) for _, _, error in got[:2]] == ["None", "None"]
+    assert server.connections == 2 and len(server.requests) == 4
+    # A server that thinks first and closes then has failed the request.
+    assert "closed by the server before any response" in str(got[2][2])
+
+
+def test_a_connection_is_tried_again_once_only_and_never_after_a_byte():
+    asks = [Request(i, "text", {"prompt": f"p{i}"}) for i in range(2)]
+    server, got = talk("tgi", [good()], [CLOSE], [CLOSE], asks=asks)
+    assert "closed by the server" in str(got[1][2]) and len(server.requests) == 3
+    server, got = talk("tgi", [good()], [b"HTTP/1.1", CLOSE], asks=asks)
+    assert "closed by the server" in str(got[1][2]) and len(server.requests) == 2
 
 
 def test_connections_are_reused_and_tapes_do_not_mix():
@@ -810,6 +858,10 @@ def test_redaction():
     shown = redact(headers)
     assert [name for name, value in shown.items() if value == "***"] == list(headers)[:6]
     assert (shown["accept"], shown["x-prompt-tokens"], shown["referer"]) == ("*/*", "5", "http://***@h/p")
+    assert redact_url("http://u:p@ss@host/x?mail=a@b") == "http://***@host/x?mail=a@b"
+    assert set(redact(dict.fromkeys(("x_api_key", "Ocp-Apim-Subscription-Key", "X-Auth"), "k")).values()) == {
+        "***"
+    }
     assert redact_url("see https://a:b@c:1/d and http://e/f") == "see https://***@c:1/d and http://e/f"
 
 

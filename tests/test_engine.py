@@ -289,7 +289,7 @@ def test_one_at_a_time_is_the_md1_queue(load: float) -> None:
 @pytest.mark.parametrize("rate", [2.0, 10.0, 20.0])
 def test_batched_prefill_obeys_inoues_bound(rate: float) -> None:
     # One output token: batches of everything waiting, service time alpha b + tau0 (Inoue 2021,
-    # arXiv 1912.06322, theorem 2): mean latency <= min(phi0, phi1), tight at both ends.
+    # Perf. Eval., arXiv 1912.06322): mean latency <= min(phi0, phi1), tight at both ends.
     per_batch = [
         MODEL.step(
             prefill_tokens=1300 * b,
@@ -301,7 +301,7 @@ def test_batched_prefill_obeys_inoues_bound(rate: float) -> None:
     ]
     alpha = per_batch[2] - per_batch[1]
     tau0 = per_batch[1] - 2 * alpha
-    assert per_batch[0] == pytest.approx(alpha + tau0, rel=1e-3)  # linear, as the theorem asks
+    assert per_batch[0] == pytest.approx(alpha + tau0, rel=1e-3)  # linear, as the bound asks
     spare = 1 - rate * alpha
     phi0 = (alpha + tau0) / (2 * spare) * (1 + 2 * rate * tau0 + (1 - rate * tau0) / (1 + rate * alpha))
     phi1 = 1.5 * tau0 / spare + alpha / 2 * (rate * alpha + 2) / (1 - (rate * alpha) ** 2)

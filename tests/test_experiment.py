@@ -207,6 +207,29 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
     assert "X-Team: blue" in (path / "scenario.yaml").read_text()
 
 
+def test_a_secret_folded_over_lines_reaches_no_file_and_an_empty_one_changes_nothing(tmp_path: Path) -> None:
+    """Found: a folded header value stayed in scenario.yaml; an empty one put *** between all characters."""
+    server = {"headers": {"Authorization": "Bearer hunter2", "X-Token": ""}}
+    text = "server:\n  headers:\n    Authorization: Bearer\n      hunter2\n    X-Token: ''\n"
+    what = scenario(load={"requests": 3}, server=server)
+    view = RunView(Console(stderr=True), 1, quiet=True)
+    path = clock.run_virtual(execute(Order(what, text, build(what), tmp_path), view))
+    kept = (path / "scenario.yaml").read_text()
+    assert kept == "server:\n  headers:\n    Authorization: ***\n    X-Token: ''\n"
+
+
+def test_the_window_of_a_closed_loop_holds_all_its_requests(tmp_path: Path) -> None:
+    """Found: it began 0.2 s before the window, whose energy then missed that work."""
+    load = {"pattern": "closed_loop", "requests": 12, "max_in_flight": 3, "warmup_requests": 1}
+    what = Scenario.model_validate({"name": "closed", "load": load})
+    path = run(what, tmp_path)
+    records = [r for r in rundir.read_records(path) if r.phase == "measure"]
+    assert min(r.sent_s or 0 for r in records) == 0.0
+    span_s = rundir.read_manifest(path)["window"]["end_s"]
+    held_s = sum((r.done_s or 0) - (r.sent_s or 0) for r in records)
+    assert held_s / span_s <= 3 + 1e-6  # Little: never more in flight than the cap
+
+
 def documented(heading: str) -> set[str]:
     """The keys in the first column of a section's table in docs/format.md."""
     section = (DOCS / "format.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]

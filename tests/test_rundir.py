@@ -125,8 +125,33 @@ def test_what_is_no_run_directory_is_refused_in_one_line(tmp_path: Path, content
     assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_long_name_still_makes_a_directory(tmp_path: Path) -> None:
+    rundir.new_path(tmp_path, "a/b" * 200, "20261121T000000Z", "f" * 64).mkdir()
+
+
 def test_a_second_run_in_the_same_second_gets_its_own_directory(tmp_path: Path) -> None:
     first = rundir.new_path(tmp_path, "a b/c", "20260101T000000Z", "abcdef0123")
     assert first.name == "20260101T000000Z-a-b-c-abcdef01"
     first.mkdir()
     assert rundir.new_path(tmp_path, "a b/c", "20260101T000000Z", "abcdef0123").name.endswith("-2")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_error_and_leaves_no_cut_line_inside(tmp_path: Path) -> None:
+    """Found: it was a traceback, and lines went on to be written behind the cut one."""
+    lines = rundir._Lines(Path("/dev/full"), rundir.record_row)
+    lines.set_zero(0.0)
+    for _ in range(2):
+        with pytest.raises(RunDirError, match="cannot write /dev/full: No space left"):
+            lines.append(record(1, 0.0))
+    lines.close()
+
+
+@pytest.mark.parametrize("line", ["5", "[1]", '{"t_s":0}'])
+@pytest.mark.parametrize("name", ["requests", "power"])
+def test_a_line_that_is_no_row_is_an_error_with_its_place(tmp_path: Path, name: str, line: str) -> None:
+    """Found: JSON of the wrong shape was a traceback."""
+    (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+    read = {"requests": rundir.read_records, "power": rundir.read_readings}[name]
+    with pytest.raises(RunDirError, match=rf"{name}\.jsonl:1: "):
+        read(tmp_path)

@@ -8,7 +8,7 @@ from fakes import ScriptedClient, plan
 
 from loadgen import clock
 from loadgen.runner import INTERRUPTED, run_plan
-from loadgen.types import Plan, Record, Tape
+from loadgen.types import Plan, Record, Request, Tape
 
 
 def run(what: Plan, client: ScriptedClient, *, timeout_s: float = 10.0, zero_s: float = 1.0) -> list[Record]:
@@ -74,7 +74,7 @@ def test_a_closed_loop_keeps_exactly_n_in_flight_and_is_due_when_sent() -> None:
     assert all(r.due_s == r.sent_s == r.demand_s for r in records)
     # Work conservation: with 4 always busy the makespan is total work / 4, up to one service.
     total_s = sum(0.1 + 0.05 * (k % 3) for k in range(50))
-    makespan_s = max(r.done_s or 0 for r in records) - 0.0
+    makespan_s = max(r.done_s or 0 for r in records) - 1.0
     assert total_s / 4 <= makespan_s <= total_s / 4 + 0.2
 
 
@@ -124,6 +124,24 @@ def test_an_interruption_disconnects_and_still_leaves_a_record_for_everyone(clos
     assert unsent and all(r.error == INTERRUPTED and r.status == "cancelled" for r in unsent)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_nothing_more_is_sent_once_a_record_cannot_be_kept(closed: bool) -> None:
+    client = ScriptedClient(0.1)
+
+    def full_disk(record: Record) -> None:
+        if record.status == "ok":
+            raise OSError("no space left")
+
+    async def main() -> None:
+        due_s = [0.0] * 50 if closed else [0.05 * k for k in range(50)]
+        what = plan(due_s, cap=2 if closed else None, closed=closed)
+        await run_plan(what, client, zero_s=0.0, timeout_s=9, on_record=full_disk)
+
+    with pytest.raises(OSError, match="no space left"):
+        clock.run_virtual(main())
+    assert len(client.started) <= 6
+
+
 def test_a_bug_in_a_client_is_not_swallowed() -> None:
     class Broken(ScriptedClient):
         async def exchange(self, request: object, tape: Tape) -> None:
@@ -139,3 +157,69 @@ def test_shards_partition_the_plan() -> None:
     assert sorted(a.request.id for p in parts for a in p.arrivals) == list(range(11))
     with pytest.raises(ValueError, match="0 <= k < n"):
         whole.shard(3, 3)
+
+
+def test_a_closed_loop_sends_nothing_before_zero() -> None:
+    """Found: it began at once, 0.2 s before the window opened, and that work's energy was left out."""
+    records = run(plan([0.0] * 6, cap=2, closed=True), ScriptedClient(1.0), zero_s=3.0)
+    assert min(r.sent_s or 0 for r in records) == 3.0
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_a_request_cancelled_before_its_first_step_still_has_its_record(turns: int) -> None:
+    """Found: Ctrl-C in the loop turn in which a closed loop refills lost the refilled requests' records."""
+    records: list[Record] = []
+
+    async def main() -> None:
+        what = plan([0.0] * 12, cap=4, closed=True)
+        task = asyncio.create_task(
+            run_plan(what, ScriptedClient(1.0), zero_s=0.0, timeout_s=9.0, on_record=records.append)
+        )
+        await asyncio.sleep(1.0)  # the first four end at this instant
+        for _ in range(turns - 1):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    clock.run_virtual(main())
+    assert sorted(r.id for r in records) == list(range(12))
+
+
+def test_a_bug_in_a_client_does_not_cost_the_records() -> None:
+    class Broken(ScriptedClient):
+        async def exchange(self, request: Request, tape: Tape) -> None:
+            if request.id == 1:
+                raise ZeroDivisionError("no")
+            await super().exchange(request, tape)
+
+    records: list[Record] = []
+
+    async def main() -> None:
+        what = plan([0.0, 0.5, 1.0])
+        await run_plan(what, Broken(), zero_s=0.0, timeout_s=9.0, on_record=records.append)
+
+    with pytest.raises(ZeroDivisionError):
+        clock.run_virtual(main())
+    assert {r.id: r.status for r in records} == {0: "ok", 1: "error", 2: "ok"}
+    assert next(r.error for r in records if r.id == 1) == "ZeroDivisionError: no"
+
+
+def test_a_second_interruption_does_not_cost_the_records() -> None:
+    """Found: Ctrl-C twice within milliseconds lost the records of all that was not yet sent."""
+    records: list[Record] = []
+
+    async def main() -> None:
+        what = plan([0.25 * k for k in range(40)])
+        task = asyncio.create_task(
+            run_plan(what, ScriptedClient(1.0), zero_s=0.0, timeout_s=9.0, on_record=records.append)
+        )
+        await asyncio.sleep(3.1)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    clock.run_virtual(main())
+    assert sorted(r.id for r in records) == list(range(40))

@@ -114,11 +114,51 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
 
 def test_a_flag_is_named_as_the_origin_of_its_mistake(file: Path) -> None:
     assert mistakes(file, GOOD, "--set", "load.interval_s=abc") == [
-        '--set load.interval_s load.interval_s: expected a number, got "abc"'
+        '--set load.interval_s: expected a number, got "abc"'
     ]
     assert mistakes(file, GOOD, "--seed", "-4") == ["--seed seed: expected >= 0, got -4"]
     assert "KEY=VALUE" in mistakes(file, GOOD, "--set", "load.interval_s")[0]
     assert "not a section" in mistakes(file, GOOD, "--set", "name.x=1")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name: x\nload: fixed\n", "name: 2024-13-45\n", "name: x\nload: &a {b: *a}\n", 'name: "x\x07"\n'],
+    ids=["load is text", "no such date", "alias of itself", "control character"],
+)
+def test_unreadable_yaml_is_a_mistake_not_a_crash(file: Path, text: str) -> None:
+    assert all(line and "Traceback" not in line for line in mistakes(file, text))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--url", "http://h:99999"], "--url server.url: expected http://HOST"),
+        (["--url", "http://[h"], "--url server.url: expected http://HOST"),
+        (["--header", "a b: v"], "--header server.headers: expected header names of letters"),
+        (["--header", "a: v\r\nX: y"], "expected no line breaks in the value of a"),
+        (["--extra-body", '{"a": NaN}'], "--extra-body: expected a JSON object: NaN"),
+        (["--request-count", "100000000000"], "--request-count load.requests: expected <= 10000000"),
+        (
+            ["--arrival-pattern", "closed_loop", "--concurrency", "2", "--set", "load.duration_s=5"],
+            "its count",
+        ),
+        (["--arrival-pattern", "steps"], "load.stages: missing; expected a list of {rate_rps, duration_s}"),
+        (["--arrival-pattern", "closed_loop"], "load.max_in_flight: missing; expected a whole number (--con"),
+    ],
+)
+def test_what_no_server_could_take_is_refused_before_the_run(file: Path, flags: list[str], said: str) -> None:
+    found = mistakes(file, GOOD, *flags)
+    assert len(found) == 1 and said in found[0]
+
+
+def test_prompts_without_a_source_are_synthetic_unless_they_name_a_file(file: Path) -> None:
+    text = GOOD.replace("  source: synthetic\n", "  max_new_tokens: 64\n")
+    assert "max_new_tokens" in text
+    file.write_text(text)
+    assert load_scenario(file).prompts.max_new_tokens == 64
+    unnamed = mistakes(file, GOOD.replace("source: synthetic", f"path: {file}"))
+    assert len(unnamed) == 1 and "prompts.source: expected one of" in unnamed[0]
 
 
 def test_secrets_do_not_show_up_in_errors(file: Path) -> None:
@@ -141,6 +181,12 @@ def test_secrets_do_not_show_up_in_errors(file: Path) -> None:
         (["--burstiness", "0.5"], {"load.pattern": "gamma", "load.burstiness": 0.5, "load.rate_rps": 20.0}),
         (["--max-concurrency", "8"], {"load.max_in_flight": 8}),
         (["--num-requests", "7"], {"load.requests": 7}),
+        (["--num-prompts", "7"], {"load.requests": 7}),
+        (
+            ["--arrival-pattern", "closed_loop", "--concurrency", "4"],
+            {"load.pattern": "closed_loop", "load.max_in_flight": 4},
+        ),
+        (["--goodput", "ttft:200,tpot:50"], {"slo.ttft_s": 0.2, "slo.tpot_s": 0.05}),
         (["--duration", "60"], {"load.duration_s": 60.0, "load.requests": None}),
         (["--duration", "60", "--request-count", "7"], {"load.duration_s": 60.0, "load.requests": 7}),
         (["--goodput", "ttft:200", "tpot:50"], {"slo.ttft_s": 0.2, "slo.tpot_s": 0.05, "slo.e2e_s": None}),
@@ -148,6 +194,7 @@ def test_secrets_do_not_show_up_in_errors(file: Path) -> None:
         (["--header", "X-A: b: c"], {"server.headers": {"X-A": "b: c"}}),
         (["--extra-body", '{"top_k": 3}'], {"server.extra_body": {"top_k": 3}}),
         (["--seed", "0"], {"seed": 0}),
+        (["--set", "power.gpus=[0, GPU-1a]"], {"power.gpus": ["0", "GPU-1a"]}),
         (["--url", "http://h:1"], {"server.url": "http://h:1"}),
     ],
 )

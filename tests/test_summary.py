@@ -124,6 +124,18 @@ def test_rendering_fits_names_its_labels_and_ends_with_the_verdict(width: int) -
 
 
 @pytest.mark.parametrize(
+    ("kind", "said"),
+    [("embedded", "m bfloat16 on h100-sxm, embedded"), ("vllm", "m, declared bfloat16 on h100-sxm, vllm")],
+)
+def test_what_the_scenario_says_of_a_real_server_is_called_declared(kind: str, said: str) -> None:
+    summary = summarize(_mixed())
+    summary["server"] = {"kind": kind, "model": "m", "gpu": "h100-sxm", "dtype": "bfloat16"}
+    console = Console(width=120, record=True, file=io.StringIO())
+    render(summary, console)
+    assert said in console.export_text()
+
+
+@pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
         (0.008461, "Wh", "8.46 mWh"),

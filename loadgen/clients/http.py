@@ -37,6 +37,9 @@ Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[tuple[asyncio.Transp
 # llama.cpp and uvicorn close idle connections after 5 s; a request sent at that
 # very moment would fail for no fault of the server's load.
 KEEPALIVE_S = 4.0
+# A pooled connection that dies this soon after being used again, without a byte of
+# response, had been closed by the server before the request reached it.
+STALE_S = 0.25
 _NEVER_PAUSE_BYTES = 1 << 30
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _END_OF_CHUNKS = b"0\r\n\r\n"
@@ -54,6 +57,7 @@ class StampingHandler(ResponseHandler):
         self._parts: list[bytes] = []
         self._head = b""
         self._in_head = True
+        self.exchanges = 0
         self.cause: str | None = None
         """Why the response broke off; None while nothing has gone wrong."""
 
@@ -67,6 +71,7 @@ class StampingHandler(ResponseHandler):
             read_until_eof=True, auto_decompress=False, read_bufsize=_NEVER_PAUSE_BYTES, read_timeout=None
         )
         self._tape = tape
+        self.exchanges += 1
         self._ended = self._loop.create_future()
         self._chunked = self._stream = None
         self._parts = []
@@ -76,6 +81,11 @@ class StampingHandler(ResponseHandler):
         if self.transport is None:  # lost between the pool and here
             self._break_off("connection closed by the server before the request was sent")
         return self._ended
+
+    @property
+    def heard_nothing(self) -> bool:
+        """Whether not a byte of the response has come."""
+        return self._in_head and not self._head
 
     def finish(self) -> None:
         """Puts the body, as much as came, on the tape and forgets the exchange."""
@@ -248,6 +258,7 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._head = b""
         self._request: ClientRequest
+        self.resent = 0
 
     async def __aenter__(self) -> Self:
         connector = _TcpConnector() if self._dial is None else _DialConnector(self._dial)
@@ -284,7 +295,18 @@ class HttpTransport:
         Raises ExchangeError when no connection can be had, when it breaks, or
         when what comes back is not HTTP. However it ends, also by cancellation,
         the tape holds every byte of the body that had arrived.
+
+        A connection out of the pool that closes within `STALE_S` and without a byte
+        of response was stale (llama.cpp closes some right after a reply): the
+        request is sent once more, and ``resent`` counts it.
         """
+        if await self._attempt(request_id, body, tape, may_be_stale=True):
+            return
+        self.resent += 1
+        await self._attempt(request_id, body, tape, may_be_stale=False)
+
+    async def _attempt(self, request_id: int, body: bytes, tape: Tape, *, may_be_stale: bool) -> bool:
+        """One exchange on one connection; False when that was a stale one out of the pool."""
         if self._session is None or self._session.connector is None:
             raise ExchangeError("the client is not open")
         try:
@@ -293,6 +315,7 @@ class HttpTransport:
             raise ExchangeError(f"connect: {connect_cause(exc)}") from exc
         handler = cast(StampingHandler, connection.protocol)
         transport = handler.transport
+        reused, began_s = handler.exchanges > 0, clock.now()
         try:
             ended = handler.begin(tape)
             if transport is not None:
@@ -310,10 +333,14 @@ class HttpTransport:
             raise
         cause = handler.cause
         handler.finish()
-        if cause is not None:
-            connection.close()
-            raise ExchangeError(cause)
-        connection.release()
+        if cause is None:
+            connection.release()
+            return True
+        connection.close()
+        stale = reused and handler.heard_nothing and clock.now() - began_s < STALE_S
+        if may_be_stale and stale:
+            return False
+        raise ExchangeError(cause)
 
 
 def parse_url(text: str) -> URL:

@@ -9,7 +9,15 @@ import orjson
 
 from loadgen.clients import sse
 from loadgen.clients.http import Dial, HttpTransport, endpoint
-from loadgen.clients.replies import excerpt, failed, finished, http_failure, server_error, whole_number
+from loadgen.clients.replies import (
+    excerpt,
+    excerpt_of,
+    failed,
+    finished,
+    http_failure,
+    server_error,
+    whole_number,
+)
 from loadgen.clients.tgi import prompt_of
 from loadgen.types import Reply, Request, Tape
 
@@ -50,6 +58,11 @@ class _OpenAiClient:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._http.__aexit__(*exc)
+
+    @property
+    def resent(self) -> int:
+        """Requests that were sent again because a pooled connection was stale."""
+        return self._http.resent
 
     async def exchange(self, request: Request, tape: Tape) -> None:
         await self._http.post(request.id, self.encode(request), tape)
@@ -178,6 +191,9 @@ def _decode_stream(tape: Tape) -> Reply:
                         token_ends.append(end)
                         seen.add(0)
                         continue
+                if value.get("error") is not None:  # routers report a broken upstream beside a last choice
+                    error = server_error(value)
+                    break
                 usage = value.get("usage")
                 for choice in found:
                     if choices.add(choice, usage):
@@ -191,7 +207,7 @@ def _decode_stream(tape: Tape) -> Reply:
         reason = choices.finish_reason()
     except (AttributeError, KeyError, TypeError, ValueError):
         error, text, reason = (
-            (f"expected a completion chunk, got {excerpt(orjson.dumps(value))}", False),
+            (f"expected a completion chunk, got {excerpt_of(value)}", False),
             "",
             None,
         )

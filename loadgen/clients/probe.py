@@ -111,6 +111,10 @@ async def _get_json(session: aiohttp.ClientSession, url: str, tried: list[str]) 
     except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as exc:
         tried.append(f"{shown}: {connect_cause(exc)}")
         return None
+    except ValueError as exc:  # no host name at all, or a header that cannot be sent
+        raise ConfigError(
+            f"{redact_url(url)}: expected an address and headers that can be sent: {exc}"
+        ) from exc
     if status != 200:
         hint = " (is an API key needed?)" if status in (401, 403) else ""
         tried.append(f"{shown}: HTTP {status}{hint} {excerpt(body)[:80]}".rstrip())

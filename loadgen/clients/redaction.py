@@ -6,16 +6,16 @@ import re
 from collections.abc import Mapping
 
 MASK = "***"
-_SECRET_NAMES = re.compile(r"authorization|api-?key|cookie|token|secret|password|credential", re.IGNORECASE)
+_SECRET_NAMES = re.compile(r"auth|key|cookie|token|secret|passw|credential|session|signature", re.IGNORECASE)
 _NOT_SECRET = frozenset({"x-prompt-tokens", "x-generated-tokens", "x-time-per-token"})
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USERINFO = re.compile(r"(?<=://)[^/?#\s\"'<>]+@")
 
 
 def redact(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers with every credential's value replaced by ``***``.
 
-    Secret by name: anything with authorization, api-key, cookie, token, secret,
-    password or credential in it, in any case, except TGI's token counts.
+    Secret by name: anything with auth, key, cookie, token, secret, passw, credential,
+    session or signature in it, in any case, except TGI's token counts.
     Values of other headers lose the user part of any address in them.
     """
     return {

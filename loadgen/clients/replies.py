@@ -12,6 +12,7 @@ from loadgen.clients.sse import group_by_read
 from loadgen.types import Reply, Tape, TokensFrom
 
 _EXCERPT_CHARS = 200
+_COUNT_DIGITS = 15  # more is garbage, and past 19 no longer fits the integers of a record's JSON
 
 
 def excerpt(text: str | bytes) -> str:
@@ -19,6 +20,14 @@ def excerpt(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
     return redact_url(" ".join(text.split()))[:_EXCERPT_CHARS]
+
+
+def excerpt_of(value: Any) -> str:
+    """The excerpt of a decoded JSON value; orjson reads deeper nesting (1,024) than it writes (254)."""
+    try:
+        return excerpt(orjson.dumps(value))
+    except orjson.JSONEncodeError:
+        return f"a {type(value).__name__} nested too deeply to show"
 
 
 def server_error(value: Any) -> tuple[str, bool] | None:
@@ -40,7 +49,7 @@ def server_error(value: Any) -> tuple[str, bool] | None:
         kind = error.get("type", kind)
         code = error.get("code", error.get("http_status_code"))
         message = error.get("message")
-        text = message if isinstance(message, str) else orjson.dumps(error).decode()
+        text = message if isinstance(message, str) else excerpt_of(error)
     else:
         text = error if isinstance(error, str) else str(error)
     overloaded = "overloaded" in text.lower() or "overloaded" in str(kind).lower() or code in (429, "429")
@@ -140,6 +149,6 @@ def finished(
 
 def whole_number(value: Any) -> int | None:
     """A non-negative count from a server's report (JSON or header), else None."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _COUNT_DIGITS:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

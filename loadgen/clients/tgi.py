@@ -9,7 +9,15 @@ import orjson
 
 from loadgen.clients import sse
 from loadgen.clients.http import Dial, HttpTransport, endpoint
-from loadgen.clients.replies import excerpt, failed, finished, http_failure, server_error, whole_number
+from loadgen.clients.replies import (
+    excerpt,
+    excerpt_of,
+    failed,
+    finished,
+    http_failure,
+    server_error,
+    whole_number,
+)
 from loadgen.errors import ConfigError
 from loadgen.types import Reply, Request, Tape
 
@@ -52,6 +60,11 @@ class TgiClient:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._http.__aexit__(*exc)
+
+    @property
+    def resent(self) -> int:
+        """Requests that were sent again because a pooled connection was stale."""
+        return self._http.resent
 
     async def exchange(self, request: Request, tape: Tape) -> None:
         await self._http.post(request.id, self.encode(request), tape)
@@ -107,7 +120,7 @@ class TgiClient:
                     break
             text = "".join(texts)
         except (AttributeError, KeyError, TypeError):
-            error, text = (f"expected a token event, got {excerpt(orjson.dumps(value))}", False), ""
+            error, text = (f"expected a token event, got {excerpt_of(value)}", False), ""
         details = last.get("details") if last is not None else None
         details = details if isinstance(details, dict) else {}
         generated = last.get("generated_text") if last is not None else None
