@@ -125,9 +125,10 @@ def choose_blocks(
         why = (
             f"{len(due_s)} request{'s are' if len(due_s) != 1 else ' is'} too few"
             if fitting >= FEWEST_BLOCKS
-            else f"only {fitting} time blocks of {LATENCIES_PER_BLOCK:g} median latencies fit"
+            else f"the run is too short, {window_s:.3g} s is {fitting} block{'s' * (fitting != 1)} "
+            f"of {shortest_s:.3g} s ({LATENCIES_PER_BLOCK:g} median latencies)"
         )
-        return replace(blocks, reason=f"{why} ({FEWEST_BLOCKS} blocks needed)")
+        return replace(blocks, reason=f"{why}; {FEWEST_BLOCKS} blocks needed")
     inside = due_s[(due_s >= start_s) & (due_s <= end_s)]
     filled = int(np.count_nonzero(blocks.counts(blocks.index(inside))))
     if filled < FEWEST_BLOCKS:

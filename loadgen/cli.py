@@ -26,7 +26,8 @@ from loadgen import clock, overrides
 from loadgen.clients.redaction import redact_url
 from loadgen.config import Tree, near, read_yaml
 from loadgen.errors import LoadgenError
-from loadgen.scenario import Scenario, find_scenario, shipped_scenarios, validate
+from loadgen.scenario import Scenario
+from loadgen.scenario_file import find_scenario, shipped_scenarios, validate
 
 OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, 130
 

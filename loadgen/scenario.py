@@ -1,13 +1,11 @@
-"""A scenario: what to ask of which server, when, and what to measure. YAML in, checked models out.
+"""A scenario: what to ask of which server, when, and what to measure. Checked models, key by key.
 
-Every mistake is one line of a ConfigError: origin (file:line or flag), key,
-expectation, value, and the near name if there is one. See docs/scenarios.md.
+`loadgen.scenario_file` reads them from YAML. See docs/scenarios.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -18,7 +16,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -35,8 +32,7 @@ from loadgen.arrivals import (
     Uniform,
     UniformScript,
 )
-from loadgen.config import Place, Tree, explain, near, read_yaml, show
-from loadgen.errors import ConfigError
+from loadgen.config import show
 from loadgen.types import ArrivalProcess, Overflow
 
 MOST_REQUESTS = 10_000_000  # the whole plan is in memory before the first byte
@@ -353,7 +349,7 @@ SOURCES: dict[str, type[Prompts]] = {
     "sharegpt": SharegptPrompts,
     "trace": TracePrompts,
 }
-_SECTIONS: dict[str, type[Section]] = {"server": Server, "power": Power, "slo": Slo}
+SECTIONS: dict[str, type[Section]] = {"server": Server, "power": Power, "slo": Slo}
 
 AnyLoad = Annotated[
     ConstantLoad | UniformLoad | PoissonLoad | GammaLoad | StepsLoad | BurstLoad | ClosedLoad | TraceLoad,
@@ -381,106 +377,3 @@ class Scenario(Section):
         if lengths_of_trace and not isinstance(self.load, TraceLoad):
             raise _wrong("a trace file (only load.pattern trace has one to share)", "prompts", "no path")
         return self
-
-
-def _expectation(name: str, model: type[BaseModel]) -> str:
-    examples = {
-        "name": "a name for the run",
-        "load": "a section with a pattern",
-        "path": "a file",
-        "stages": "a list of {rate_rps, duration_s}",
-        "max_in_flight": "a whole number (--concurrency)",
-    }
-    annotation = str(model.model_fields[name].annotation)
-    kind = "a whole number" if "int" in annotation else "a number" if "float" in annotation else "a value"
-    return examples.get(name, "text" if "str" in annotation and kind == "a value" else kind)
-
-
-def keys_at(place: Place) -> Mapping[str, str]:
-    """The keys allowed at a place of the file, each with what it expects; {} where anything goes.
-
-    A trailing empty key asks for the names a ``pattern`` or ``source`` may take.
-    """
-    if place in (("load", ""), ("prompts", "")):
-        return dict.fromkeys(LOADS if place[0] == "load" else SOURCES, "")
-    model: type[BaseModel] | None = Scenario if not place else None
-    if place and place[0] in ("load", "prompts"):
-        table: Mapping[str, type[Section]] = LOADS if place[0] == "load" else SOURCES
-        model = table.get(str(place[1])) if len(place) > 1 else None
-        if "stages" in place:
-            model = StageLoad
-        elif "shaping" in place:
-            model = Shaping
-    elif place:
-        model = _SECTIONS.get(str(place[0]))
-    return {name: _expectation(name, model) for name in model.model_fields} if model else {}
-
-
-_PATHS = ("load.path", "prompts.path", "prompts.tokenizer")
-
-
-def _resolve_paths(tree: Tree, base: Path) -> None:
-    """Relative paths count from the file that names them; a flag's, from the working directory."""
-    for dotted in _PATHS:
-        value = tree.get(dotted)
-        if isinstance(value, str):
-            origin = tree.origin(tuple(dotted.split(".")))
-            path = Path(value).expanduser()
-            if not path.is_absolute() and not origin.startswith("--"):
-                path = base / path
-            if not path.is_file():
-                raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
-            section, key = dotted.split(".")
-            tree.data[section][key] = str(path)
-
-
-def validate(tree: Tree, base: Path) -> Scenario:
-    """Checks a tree and builds the scenario. Raises ConfigError, one line per mistake."""
-    problems: list[str] = []
-    prompts = tree.get("prompts")
-    if isinstance(prompts, dict) and "path" not in prompts:
-        prompts.setdefault("source", "synthetic")  # a path alone does not say what is in it
-    try:
-        _resolve_paths(tree, base)
-    except ConfigError as exc:
-        problems.append(str(exc))
-    try:
-        scenario = Scenario.model_validate(tree.data)
-    except ValidationError as exc:
-        tags = frozenset(LOADS) | frozenset(SOURCES)
-        problems += explain(exc.errors(include_url=False), tree, keys_at, tags)
-        raise ConfigError("\n".join(problems)) from None
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return scenario
-
-
-def find_scenario(name: str) -> Path:
-    """The file ``name``, or the shipped scenario of that name.
-
-    Raises ConfigError naming the near shipped scenario.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    for shipped in shipped_scenarios():
-        if shipped.name in (path.name, f"{path.name}.yaml"):
-            return shipped
-    known = [p.name for p in shipped_scenarios()]
-    raise ConfigError(
-        f"{name}: no such file, and no shipped scenario{near(path.name, known)} (shipped: {', '.join(known)})"
-    )
-
-
-def shipped_scenarios() -> list[Path]:
-    """The scenarios that come with loadgen, sorted by name."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_scenarios", here.parent / "scenarios"):
-        if folder.is_dir():
-            return sorted(folder.glob("*.yaml"))
-    return []
-
-
-def load_scenario(path: Path) -> Scenario:
-    """Reads and checks a scenario file as it stands. Raises ConfigError."""
-    return validate(read_yaml(path), path.parent)

@@ -95,7 +95,7 @@ def test_check_prints_the_plan_and_sends_nothing(capsys: pytest.CaptureFixture[s
         (["check", "azure_conversation"], "azure_conversation.yaml:15 load.path: expected an existing file"),
         (["run", "fixed_50ms", "--set", "server.gpu=h100"], "did you mean"),
         (["run", "fixed_50ms", "--clock", "virtual", "--url", "http://127.0.0.1:9"], "--clock virtual"),
-        (["run", "fixed_50ms", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9: no known LLM server"),
+        (["run", "fixed_50ms", "--url", "http://127.0.0.1:9"], "nothing answers: connection refused"),
         (["summary", "/nowhere"], "expected a run directory"),
         (["summary", __file__], "expected a run directory"),
         ([], "VERB (see loadgen --help)"),

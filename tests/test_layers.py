@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
         "loadgen.shaping",
         "loadgen.prompts",
         "loadgen.scenario",
+        "loadgen.scenario_file",
         "loadgen.overrides",
         "loadgen.plan",
         "loadgen.rundir",

@@ -18,7 +18,7 @@ from loadgen.prompts.replies import reply_tokens
 from loadgen.prompts.sharegpt import SharegptSource
 from loadgen.prompts.synthetic import SyntheticSource
 from loadgen.prompts.template import render_llama3
-from loadgen.prompts.tokens import count_tokens
+from loadgen.prompts.tokens import PIECE, count_tokens
 from loadgen.prompts.trace import TraceSource, read_azure
 from loadgen.scenario import Scenario
 from loadgen.types import PromptSource, Request
@@ -231,9 +231,16 @@ def test_azure_rows_survive_crlf_seven_digits_and_no_last_newline(tmp_path: Path
     requests = take(TraceSource(trace.context_tokens, trace.generated_tokens), 9)
     assert [r.body["output_tokens"] for r in requests] == [44, 109, 1]
     assert [r.body["prompt_tokens"] for r in requests] == pytest.approx([374, 396, 50], abs=1)
+    assert all(count_tokens(r.body["prompt"]) == r.body["prompt_tokens"] for r in requests)
     path.write_bytes(AZURE_TEXT.replace(",396,", ",many,").encode())
     with pytest.raises(ConfigError, match=r"t\.csv:3: expected time,tokens,tokens"):
         read_azure(path)
+
+
+def test_composed_text_has_exactly_the_pieces_asked_for() -> None:
+    source, draw = SyntheticSource(), np.random.default_rng(0)
+    for pieces in (1, 2, 5, 9, 10, 40, 333, 5000):
+        assert len(PIECE.findall(source.text(draw, 12, pieces))) == pieces
 
 
 def test_the_real_azure_trace_reads_as_published() -> None:

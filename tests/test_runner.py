@@ -201,7 +201,7 @@ def test_a_bug_in_a_client_does_not_cost_the_records() -> None:
 
     with pytest.raises(ZeroDivisionError):
         clock.run_virtual(main())
-    assert {r.id: r.status for r in records} == {0: "ok", 1: "error", 2: "ok"}
+    assert {r.id: r.status for r in records} == {0: "ok", 1: "error", 2: "cancelled"}
     assert next(r.error for r in records if r.id == 1) == "ZeroDivisionError: no"
 
 

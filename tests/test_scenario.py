@@ -9,7 +9,8 @@ import pytest
 from loadgen import overrides
 from loadgen.config import read_yaml
 from loadgen.errors import ConfigError
-from loadgen.scenario import Scenario, find_scenario, load_scenario, shipped_scenarios, validate
+from loadgen.scenario import Scenario
+from loadgen.scenario_file import find_scenario, load_scenario, shipped_scenarios, validate
 
 GOOD = """\
 name: t

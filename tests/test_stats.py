@@ -125,7 +125,7 @@ def test_same_seed_same_interval_and_another_seed_another() -> None:
     ("due", "latency", "window", "words"),
     [
         (np.arange(30) * 1.0, np.full(30, 0.1), 30.0, "30 requests are too few"),
-        (np.arange(600) * 0.1, np.full(600, 10.0), 60.0, "only 1 time blocks"),
+        (np.arange(600) * 0.1, np.full(600, 10.0), 60.0, "too short, 60 s is 1 block of"),
         (np.zeros(600), np.full(600, 0.1), 60.0, "arrivals fill only 1 of"),
         (np.zeros(0), np.zeros(0), 0.0, "window is empty"),
     ],

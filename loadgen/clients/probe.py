@@ -108,6 +108,8 @@ async def _get_json(session: aiohttp.ClientSession, url: str, tried: list[str]) 
     except TimeoutError:
         tried.append(f"{shown}: no answer in time")
         return None
+    except aiohttp.ClientConnectorError as exc:  # no other address of this server will do better
+        raise ConfigError(f"{redact_url(url)}: nothing answers: {connect_cause(exc)}") from exc
     except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as exc:
         tried.append(f"{shown}: {connect_cause(exc)}")
         return None

@@ -65,6 +65,11 @@ def _pieces(text: str) -> int:
     return len(PIECE.findall(text))
 
 
+def _cut(text: str, pieces: int) -> str:
+    """The first pieces of a text."""
+    return text[: list(PIECE.finditer(text))[:pieces][-1].end()]
+
+
 def _bank(templates: Iterator[str]) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.int64]]]:
     sentences = list(templates)
     return sentences, np.array([_pieces(" " + sentence) for sentence in sentences], dtype=np.int64)
@@ -120,6 +125,19 @@ class SyntheticSource:
             total += used + pieces
         messages.append({"role": "user", "content": THANKS})
         return messages, total
+
+    def text(self, rng: np.random.Generator, id: int, pieces: int) -> str:
+        """Plain text of exactly that many pieces (see `tokens`), with a beginning of its own."""
+        opening = f"Case {id}-{int(rng.integers(10**6)):06d}:"
+        left = pieces - _pieces(opening)
+        if left <= 0:
+            return _cut(opening, pieces)
+        drawn = rng.integers(len(self._answers), size=left // int(self._answer_pieces.min()) + 1)
+        reached = np.cumsum(self._answer_pieces[drawn])
+        whole = int(np.searchsorted(reached, left))
+        sentences = [self._answers[i] for i in drawn[: whole + 1].tolist()]
+        last = _cut(" " + sentences.pop(), left - (int(reached[whole - 1]) if whole else 0))
+        return " ".join([opening, *sentences]) + last
 
     @staticmethod
     def _some(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from loadgen.errors import ConfigError
 from loadgen.prompts.files import read_text
 from loadgen.prompts.synthetic import SyntheticSource
-from loadgen.prompts.tokens import PIECE, PIECE_TOKENS, count_tokens
+from loadgen.prompts.tokens import PIECE_TOKENS
 from loadgen.types import Floats, Request
 
 _HEADER = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
@@ -81,21 +81,13 @@ class TraceSource:
     def requests(self, rng: np.random.Generator) -> Iterator[Request]:
         lengths: Any = zip(self.prompt_tokens.tolist(), self.output_tokens.tolist(), strict=True)
         for id, (prompt, output) in enumerate(itertools.cycle(lengths) if self.repeat else lengths):
-            text = self._prompt(rng, id, max(int(prompt), 1))
+            pieces = max(round(max(int(prompt), 1) / PIECE_TOKENS), 1)
             reply_tokens = max(int(output), 1)
             body = {
-                "prompt": text,
-                "prompt_tokens": count_tokens(text),
+                "prompt": self._text.text(rng, id, pieces),
+                "prompt_tokens": max(round(PIECE_TOKENS * pieces), 1),
                 "max_new_tokens": reply_tokens,
                 "output_tokens": reply_tokens,
                 "source_id": f"row-{id}",
             }
             yield Request(id, "text", body)
-
-    def _prompt(self, rng: np.random.Generator, id: int, tokens: int) -> str:
-        """Text composed a little too long, cut behind its last piece."""
-        messages, _ = self._text.chat(rng, id, tokens * 1.05 + 60)
-        text = "\n".join(message["content"] for message in messages)
-        wanted = max(round(tokens / PIECE_TOKENS), 1)
-        pieces = list(itertools.islice(PIECE.finditer(text), wanted))
-        return text[: pieces[-1].end()]

@@ -1,0 +1,119 @@
+"""Scenario files: YAML in, a checked `Scenario` out, or one line for every mistake.
+
+A line has its origin (file:line or flag), key, expectation, value, and the near
+name if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from loadgen.config import Place, Tree, explain, near, read_yaml
+from loadgen.errors import ConfigError
+from loadgen.scenario import LOADS, SECTIONS, SOURCES, Scenario, Section, Shaping, StageLoad
+
+
+def _expectation(name: str, model: type[BaseModel]) -> str:
+    examples = {
+        "name": "a name for the run",
+        "load": "a section with a pattern",
+        "path": "a file",
+        "stages": "a list of {rate_rps, duration_s}",
+        "max_in_flight": "a whole number (--concurrency)",
+    }
+    annotation = str(model.model_fields[name].annotation)
+    kind = "a whole number" if "int" in annotation else "a number" if "float" in annotation else "a value"
+    return examples.get(name, "text" if "str" in annotation and kind == "a value" else kind)
+
+
+def keys_at(place: Place) -> Mapping[str, str]:
+    """The keys allowed at a place of the file, each with what it expects; {} where anything goes.
+
+    A trailing empty key asks for the names a ``pattern`` or ``source`` may take.
+    """
+    if place in (("load", ""), ("prompts", "")):
+        return dict.fromkeys(LOADS if place[0] == "load" else SOURCES, "")
+    model: type[BaseModel] | None = Scenario if not place else None
+    if place and place[0] in ("load", "prompts"):
+        table: Mapping[str, type[Section]] = LOADS if place[0] == "load" else SOURCES
+        model = table.get(str(place[1])) if len(place) > 1 else None
+        if "stages" in place:
+            model = StageLoad
+        elif "shaping" in place:
+            model = Shaping
+    elif place:
+        model = SECTIONS.get(str(place[0]))
+    return {name: _expectation(name, model) for name in model.model_fields} if model else {}
+
+
+_PATHS = ("load.path", "prompts.path", "prompts.tokenizer")
+
+
+def _resolve_paths(tree: Tree, base: Path) -> None:
+    """Relative paths count from the file that names them; a flag's, from the working directory."""
+    for dotted in _PATHS:
+        value = tree.get(dotted)
+        if isinstance(value, str):
+            origin = tree.origin(tuple(dotted.split(".")))
+            path = Path(value).expanduser()
+            if not path.is_absolute() and not origin.startswith("--"):
+                path = base / path
+            if not path.is_file():
+                raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
+            section, key = dotted.split(".")
+            tree.data[section][key] = str(path)
+
+
+def validate(tree: Tree, base: Path) -> Scenario:
+    """Checks a tree and builds the scenario. Raises ConfigError, one line per mistake."""
+    problems: list[str] = []
+    prompts = tree.get("prompts")
+    if isinstance(prompts, dict) and "path" not in prompts:
+        prompts.setdefault("source", "synthetic")  # a path alone does not say what is in it
+    try:
+        _resolve_paths(tree, base)
+    except ConfigError as exc:
+        problems.append(str(exc))
+    try:
+        scenario = Scenario.model_validate(tree.data)
+    except ValidationError as exc:
+        tags = frozenset(LOADS) | frozenset(SOURCES)
+        problems += explain(exc.errors(include_url=False), tree, keys_at, tags)
+        raise ConfigError("\n".join(problems)) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return scenario
+
+
+def find_scenario(name: str) -> Path:
+    """The file ``name``, or the shipped scenario of that name.
+
+    Raises ConfigError naming the near shipped scenario.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for shipped in shipped_scenarios():
+        if shipped.name in (path.name, f"{path.name}.yaml"):
+            return shipped
+    known = [p.name for p in shipped_scenarios()]
+    raise ConfigError(
+        f"{name}: no such file, and no shipped scenario{near(path.name, known)} (shipped: {', '.join(known)})"
+    )
+
+
+def shipped_scenarios() -> list[Path]:
+    """The scenarios that come with loadgen, sorted by name."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_scenarios", here.parent / "scenarios"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.yaml"))
+    return []
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Reads and checks a scenario file as it stands. Raises ConfigError."""
+    return validate(read_yaml(path), path.parent)
