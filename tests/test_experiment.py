@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from rich.console import Console
 
 from analysis.load import load_run
@@ -22,6 +23,7 @@ from loadgen.experiment import Order, execute
 from loadgen.plan import build
 from loadgen.progress import RunView
 from loadgen.scenario import Scenario
+from loadgen.scenario_file import load_scenario
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -113,6 +115,19 @@ def test_two_runs_of_the_same_scenario_are_the_same_to_the_bit(fixed: Path, tmp_
     again = run(scenario(load={"requests": 400}), tmp_path)
     for name in ("plan.jsonl", "requests.jsonl", "power.jsonl", "server.jsonl"):
         assert (fixed / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_the_resolved_scenario_in_the_manifest_runs_again_as_the_same_run(tmp_path: Path) -> None:
+    gate = {"policy": "gate", "interval_s": 2.0}
+    load = {"pattern": "poisson", "rate_rps": 2.0, "requests": 30, "shaping": gate}
+    what = {"name": "t", "load": load, "slo": {"ttft_s": 0.2}}
+    first = run(Scenario.model_validate(what), tmp_path / "1")
+    saved = rundir.read_manifest(first)["scenario"]
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(saved))
+    again = run(load_scenario(file), tmp_path / "2")
+    assert (first / "requests.jsonl").read_bytes() == (again / "requests.jsonl").read_bytes()
+    assert rundir.read_manifest(again)["scenario_hash"] == rundir.read_manifest(first)["scenario_hash"]
 
 
 def test_another_seed_gives_other_requests_and_replies(tmp_path: Path) -> None:
