@@ -83,8 +83,8 @@ def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     else:
         peak = _UNKNOWN_DTYPE_SPEEDUP * max(gpu.peak_flop_per_s.values())
     prompt, output = _tokens(run)
-    uncached = embedded or server.get("prefix_caching") is False
-    busy_s = _flop(model, prompt, output, prefilled=uncached) / peak
+    # Of a real server it is not known which prompts its prefix cache saved.
+    busy_s = _flop(model, prompt, output, prefilled=embedded) / peak
     if embedded and dtype is not None:
         traffic = _traffic_bytes(model, run, prompt, output, dtype.size_bytes)
         busy_s = max(busy_s, traffic / gpu.bandwidth_bytes_per_s)

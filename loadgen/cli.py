@@ -91,16 +91,21 @@ def _parser() -> _Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     shipped = "shipped scenarios: " + ", ".join(p.stem for p in shipped_scenarios())
-    run = verbs.add_parser(
+
+    def on_a_scenario(verb: str, summary: str, description: str) -> argparse.ArgumentParser:
+        words = verbs.add_parser(
+            verb, help=summary, description=description, epilog=shipped, formatter_class=formatter
+        )
+        words.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
+        overrides.add_flags(words)
+        return words
+
+    run = on_a_scenario(
         "run",
-        help="run a scenario and print what it cost",
-        description="Runs a scenario: warm-up, idle baseline, load, drain, baseline; prints the summary.\n"
+        "run a scenario and print what it cost",
+        "Runs a scenario: warm-up, idle baseline, load, drain, baseline; prints the summary.\n"
         "The last line of stdout is the run directory. Ctrl-C keeps the data.",
-        epilog=shipped,
-        formatter_class=formatter,
     )
-    run.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
-    overrides.add_flags(run)
     run.add_argument(
         "--output-dir",
         metavar="DIR",
@@ -123,16 +128,12 @@ def _parser() -> _Parser:
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.set_defaults(go=_run, parser=run)
 
-    check = verbs.add_parser(
+    check = on_a_scenario(
         "check",
-        help="validate a scenario and print its resolved plan",
-        description="Validates a scenario and prints what it would send: count, duration, realised rate,\n"
+        "validate a scenario and print its resolved plan",
+        "Validates a scenario and prints what it would send: count, duration, realised rate,\n"
         "gap CV, index of dispersion, lag-1 autocorrelation, token lengths. Sends nothing.",
-        epilog=shipped,
-        formatter_class=formatter,
     )
-    check.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
-    overrides.add_flags(check)
     check.add_argument("--json", action="store_true", help="one JSON object on stdout")
     check.set_defaults(go=_check, parser=check)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,8 +93,22 @@ async def execute(order: Order, view: RunView) -> Path:
     finally:
         # Sealed only now: the engine writes its last stretch when the target closes.
         if run is not None:
-            run.seal(status, steps.end_s)
+            with _deaf_to_ctrl_c():
+                run.seal(status, steps.end_s)
     return run.writer.path
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """For the milliseconds in which an interruption would leave a finished run unsealed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _at_once(plan: Plan) -> int:

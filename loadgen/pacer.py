@@ -50,17 +50,21 @@ class Pacer:
     def __enter__(self) -> Self:
         if clock.is_virtual() or sys.platform != "linux":
             return self
-        loop = asyncio.get_running_loop()
-        # os.timerfd_create exists from Python 3.13 on; libc has had it since 2008.
         libc = ctypes.CDLL(None, use_errno=True)
-        with contextlib.suppress(AttributeError, OSError, NotImplementedError):
-            fd: int = libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
-            if fd >= 0:
-                self._settime = libc.timerfd_settime
-                self._fd = fd
-                loop.add_reader(fd, self._fired)
-                self._loop = loop
+        # Missing from old libcs; os.timerfd_create exists from Python 3.13 on only.
+        create = getattr(libc, "timerfd_create", None)
+        fd = create(_CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC) if create is not None else -1
+        if fd >= 0:  # -1 too when the process is out of descriptors
+            self._fd = fd
+            self._settime = libc.timerfd_settime
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(fd, self._fired)
         return self
+
+    @property
+    def by_kernel_timer(self) -> bool:
+        """Whether waits end by the kernel's timer rather than the loop's."""
+        return self._loop is not None
 
     def __exit__(self, *exc: object) -> None:
         if self._loop is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,23 @@ def test_an_interruption_during_warm_up_leaves_every_record_too(tmp_path: Path) 
     records = rundir.read_records(path)
     assert len(records) == 122 and {r.status for r in records} == {"cancelled"}
     assert summarize(load_run(path))["valid"] is False
+
+
+def test_ctrl_c_while_the_run_is_being_sealed_leaves_it_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sealed = rundir.RunWriter.seal
+
+    def interrupted_seal(writer: rundir.RunWriter, status: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # asyncio turns only the second one into KeyboardInterrupt
+        write_sealed(writer, status)
+
+    monkeypatch.setattr(rundir.RunWriter, "seal", interrupted_seal)
+    handler = signal.getsignal(signal.SIGINT)
+    path = run(scenario(load={"requests": 3}), tmp_path)
+    assert rundir.read_manifest(path)["status"] == "complete"
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_what_does_not_exist_or_fit_is_refused_before_a_directory_is_made(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -60,4 +64,34 @@ def test_cancelling_leaves_the_pacer_usable(loop_factory):
             return clock.now() - due
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
+@pytest.mark.parametrize("loop_factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_linux_waits_by_the_kernel_timer_and_gives_the_descriptor_back(loop_factory):
+    async def main():
+        before = len(os.listdir("/proc/self/fd"))
+        with Pacer() as pacer:
+            assert pacer.by_kernel_timer
+            await pacer.sleep_until(clock.now() + 0.001)
+        assert not pacer.by_kernel_timer
+        return len(os.listdir("/proc/self/fd")) - before
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == 0
+
+
+@pytest.mark.parametrize("libc", [object(), SimpleNamespace(timerfd_create=lambda clock_id, flags: -1)])
+def test_without_a_kernel_timer_the_loops_own_is_used_and_is_never_early(monkeypatch, libc):
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: libc)
+
+    async def main():
+        with Pacer() as pacer:
+            assert not pacer.by_kernel_timer
+            due = clock.now() + 0.003
+            await pacer.sleep_until(due)
+            return clock.now() - due
+
+    with asyncio.Runner() as runner:
         assert runner.run(main()) >= 0

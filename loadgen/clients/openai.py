@@ -227,7 +227,7 @@ def _decode_object(tape: Tape) -> Reply:
     try:
         value = orjson.loads(tape.data)
     except orjson.JSONDecodeError:
-        return failed(tape, f"expected a JSON reply, got {excerpt(tape.data)!r}")
+        return failed(f"expected a JSON reply, got {excerpt(tape.data)!r}")
     error = server_error(value)
     choices = _Choices()
     text, reason = "", None

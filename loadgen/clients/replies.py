@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -57,33 +57,9 @@ def server_error(value: Any) -> tuple[str, bool] | None:
     return excerpt(named), overloaded
 
 
-def failed(
-    tape: Tape,
-    error: str,
-    *,
-    rejected: bool = False,
-    text: str = "",
-    token_ends: list[int] | None = None,
-    prompt_tokens: int | None = None,
-    output_tokens: int | None = None,
-    tokens_from: TokensFrom | None = None,
-    finish_reason: str | None = None,
-    server_times: Mapping[str, float] | None = None,
-) -> Reply:
-    """A reply that is no success, with whatever had arrived of it."""
-    reads, counts = group_by_read(token_ends or [], tape.sizes)
-    return Reply(
-        text=text,
-        chunk_reads=reads,
-        chunk_tokens=counts,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        tokens_from=tokens_from,
-        finish_reason=finish_reason,
-        server_times=server_times or {},
-        error=error,
-        rejected=rejected,
-    )
+def failed(error: str, *, rejected: bool = False) -> Reply:
+    """A reply of which nothing could be read."""
+    return Reply("", (), (), None, None, None, None, {}, error, rejected)
 
 
 def http_failure(tape: Tape) -> Reply | None:
@@ -92,14 +68,13 @@ def http_failure(tape: Tape) -> Reply | None:
     if status == 200:
         return None
     if status is None:
-        return failed(tape, "no response")
+        return failed("no response")
     try:
         known = server_error(orjson.loads(tape.data))
     except orjson.JSONDecodeError:
         known = None
     message, overloaded = known or (excerpt(tape.data), False)
     return failed(
-        tape,
         f"HTTP {status}: {message}" if message else f"HTTP {status} with an empty body",
         rejected=status == 429 or overloaded,
     )
@@ -121,29 +96,26 @@ def finished(
     ``output_tokens`` is the server's own count or None; then token events are
     counted instead and the reply says so.
     """
-    tokens_from: Literal["server", "chunks"] | None = "server"
+    reads, counts = group_by_read(token_ends, tape.sizes)
+    tokens_from: TokensFrom | None = "server"
     if output_tokens is None:
         output_tokens, tokens_from = (len(token_ends), "chunks") if token_ends else (None, None)
     if error is None and finish_reason is None:
         error = (f"the response ended without a finish event after {len(token_ends)} token events", False)
     if error is None and not tape.complete:
         error = ("the response broke off after its finish event", False)
-    if error is not None:
-        return failed(
-            tape,
-            error[0],
-            rejected=error[1],
-            text=text,
-            token_ends=token_ends,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            tokens_from=tokens_from,
-            finish_reason=finish_reason,
-            server_times=server_times,
-        )
-    reads, counts = group_by_read(token_ends, tape.sizes)
+    message, rejected = error if error is not None else (None, False)
     return Reply(
-        text, reads, counts, prompt_tokens, output_tokens, tokens_from, finish_reason, server_times, None
+        text=text,
+        chunk_reads=reads,
+        chunk_tokens=counts,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        tokens_from=tokens_from,
+        finish_reason=finish_reason,
+        server_times=server_times,
+        error=message,
+        rejected=rejected,
     )
 
 

@@ -140,7 +140,7 @@ class TgiClient:
         try:
             value = orjson.loads(tape.data)
         except orjson.JSONDecodeError:
-            return failed(tape, f"expected a JSON reply, got {excerpt(tape.data)!r}")
+            return failed(f"expected a JSON reply, got {excerpt(tape.data)!r}")
         if isinstance(value, list) and len(value) == 1:
             value = value[0]  # the compat route wraps it
         error = server_error(value)

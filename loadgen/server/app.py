@@ -206,13 +206,8 @@ class _Routes:
         self._metrics.count += 2  # TGI counts a chat request on both layers it passes.
         envelope = self._envelope(body)
         if body.stream:
-            return await self._stream(
-                request,
-                body.bodies,
-                started_s,
-                lambda _, plan, work: openai.ChatDialect(plan, work, body, envelope),
-                openai.error_event,
-                DONE,
+            return await self._stream_openai(
+                request, body, started_s, lambda _, plan, work: openai.ChatDialect(plan, work, body, envelope)
             )
         with self._metrics.counting_failures():
             plans, works, tickets, _ = await self._complete(request, body.bodies, started_s)
@@ -226,13 +221,11 @@ class _Routes:
         self._metrics.count += 1 + len(body.bodies)
         envelope = self._envelope(body)
         if body.stream:
-            return await self._stream(
+            return await self._stream_openai(
                 request,
-                body.bodies,
+                body,
                 started_s,
                 lambda i, plan, work: openai.CompletionDialect(i, plan, work, envelope),
-                openai.error_event,
-                DONE,
             )
         with self._metrics.counting_failures():
             plans, works, tickets, order = await self._complete(request, body.bodies, started_s)
@@ -241,6 +234,11 @@ class _Routes:
             for ticket, plan, work in zip(tickets, plans, works, strict=True)
         ]
         return _json(openai.completion_body(order, plans, works, envelope), headers=summed(each))
+
+    async def _stream_openai(
+        self, request: web.Request, body: openai.OpenAiBody, started_s: float, dialect: MakeDialect
+    ) -> web.StreamResponse:
+        return await self._stream(request, body.bodies, started_s, dialect, openai.error_event, DONE)
 
     # The rest
 
