@@ -83,6 +83,7 @@ async def execute(order: Order, view: RunView) -> Path:
                 await _probe_once(target, order)
             run = _Run(order, target, view)
             view.path = run.writer.path
+            view.power_label = f"({target.power_label})"
             if target.board is not None:
                 steps.connect(run.writer.log_server_steps().append)
             await run.go()

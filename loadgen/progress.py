@@ -36,10 +36,10 @@ class RunView:
         self._live = console.is_terminal and not quiet
         self._stage = "starting"
         self._sent = self._landed = self._done = self._ok = 0
-        self._sim_s = 0.0
         self._ttft_s: deque[float] = deque(maxlen=_RECENT)
-        self._power: dict[str, tuple[float, float]] = {}
-        self._power_w: float | None = None
+        self._counter: dict[str, tuple[float, float]] = {}
+        self._board_w: dict[str, float] = {}
+        self.power_label = ""
         self._began_s = time.monotonic()
         self._shown_s = self._began_s
         self._bar = Progress(
@@ -84,7 +84,6 @@ class RunView:
         """Counts a finished request."""
         self._done += 1
         self._landed += record.sent_s is not None  # a dropped request was never in flight
-        self._sim_s = record.done_s if record.done_s is not None else self._sim_s
         if record.status == "ok":
             self._ok += 1
             if record.first_s is not None and record.sent_s is not None:
@@ -92,13 +91,14 @@ class RunView:
         self._show()
 
     def reading(self, reading: Reading) -> None:
-        """Follows the GPU counters for the mean power since the last reading."""
-        if reading.energy_j is not None and reading.domain.startswith("gpu"):
-            before = self._power.get(reading.domain)
-            self._power[reading.domain] = (reading.t_s, reading.energy_j)
-            if before is not None and reading.t_s > before[0]:
-                power_w = (reading.energy_j - before[1]) / (reading.t_s - before[0])
-                self._power_w = power_w if self._power_w is None else 0.9 * self._power_w + 0.1 * power_w
+        """Follows each board's energy counter for its power, smoothed over about ten readings."""
+        name = reading.domain
+        if reading.energy_j is not None and name.startswith("gpu"):
+            t_s, energy_j = self._counter.get(name, (reading.t_s, reading.energy_j))
+            self._counter[name] = (reading.t_s, reading.energy_j)
+            if reading.t_s > t_s:
+                power_w = (reading.energy_j - energy_j) / (reading.t_s - t_s)
+                self._board_w[name] = 0.9 * self._board_w.get(name, power_w) + 0.1 * power_w
         self._show()
 
     def _facts(self) -> str:
@@ -108,8 +108,8 @@ class RunView:
         if self._ttft_s:
             middle_s = sorted(self._ttft_s)[len(self._ttft_s) // 2]
             parts.append(f"TTFT p50 {middle_s * 1e3:.0f} ms")
-        if self._power_w is not None:
-            parts.append(f"GPU {self._power_w:.0f} W")
+        if self._board_w:
+            parts.append(f"GPU {sum(self._board_w.values()):.0f} W {self.power_label}")
         return " · ".join(parts)
 
     def _show(self, *, force: bool = False) -> None:
@@ -129,7 +129,8 @@ class RunView:
             self._screen.refresh()
         else:
             line = f"{elapsed_s:5.0f} s  {self._stage}: {self._done}/{self._planned} done"
-            self._console.print(" · ".join(filter(None, (line, self._facts()))), highlight=False)
+            text = " · ".join(filter(None, (line, self._facts())))
+            self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def _minutes(duration_s: float) -> str:

@@ -21,7 +21,7 @@ from rich.console import Console
 from loadgen import cli, clock, rundir
 from loadgen.progress import RunView
 from loadgen.runner import run_plan
-from loadgen.types import Record
+from loadgen.types import Reading, Record
 
 COMMAND = [sys.executable, "-m", "loadgen"]
 
@@ -343,3 +343,13 @@ def test_a_dropped_request_is_not_subtracted_from_those_in_flight() -> None:
     clock.run_virtual(run_plan(what, client, zero_s=0.0, timeout_s=9.0, on_record=records.append))
     view.record(next(r for r in records if r.status == "dropped"))
     assert view._facts().startswith("1 in flight")
+
+
+def test_the_live_power_is_the_sum_of_the_boards_and_says_what_it_is() -> None:
+    view = RunView(Console(stderr=True), 2, quiet=True)
+    view.power_label = "(measured)"
+    for k in range(30):
+        for board, watts in (("gpu0", 300.0), ("gpu1", 100.0)):
+            view.reading(Reading(0.1 * k, board, energy_j=watts * 0.1 * k))
+        view.reading(Reading(0.1 * k, "cpu0.package", energy_j=50.0 * k))
+    assert "GPU 400 W (measured)" in view._facts()
