@@ -16,19 +16,21 @@ the number of steps; of failed requests nothing is counted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from analysis.load import Run
-from loadgen.physics.hardware import GPUS, Gpu
-from loadgen.physics.transformer import DTYPES, MODELS, Transformer
+from loadgen.physics.boards import GPUS
+from loadgen.physics.formats import DTYPES, Dtype
+from loadgen.physics.hardware import Gpu
+from loadgen.physics.models import MODELS, Transformer
 from loadgen.types import Floats
 
 LEAST_CONTEXT_W = 26.0
 """A CUDA context adds 26-50 W on HBM boards (arXiv 2605.23918)."""
-_UNKNOWN_DTYPE_SPEEDUP = 2.0
-"""8-bit formats double the 16-bit peak; the bound for a server that hides its format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,29 @@ def model_of(run: Run) -> Transformer | None:
     return MODELS.get(name) or next((m for m in MODELS.values() if m.hub_id == name), None)
 
 
+def drawn(run: Run) -> bool:
+    """Whether an embedded run drew its board's constants anew: the table's bounds are then not its own."""
+    return _embedded_server(run, "hardware").get("draw") is not None
+
+
+def _embedded_server(run: Run, section: str) -> Mapping[str, Any]:
+    server = (run.manifest.get("scenario") or {}).get("server") or {}
+    return server.get(section) or {}
+
+
 def least_idle_w(gpu: Gpu) -> float:
     """The least power of this board with a server's context on it."""
-    assumed = gpu.sources.get("bare_idle_w", "assumed").startswith("assumed")
-    return gpu.bare_idle_w + (0.0 if assumed else LEAST_CONTEXT_W)
+    if any(gpu.sources[name].startswith("assumed") for name in ("bare_idle_w", "context_idle_w")):
+        return gpu.bare_idle_w
+    # Boards without HBM may add less: no more than the least seen with a context.
+    seen_w = gpu.context_idle_w / (1.0 + gpu.uncertainty["context_idle_w"])
+    return min(gpu.bare_idle_w + LEAST_CONTEXT_W, seen_w)
 
 
 def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
-    """The floor under the GPU energy of the window; None when the board is not known."""
+    """The floor under the GPU energy of the window; None when the boards' constants are not known."""
     gpu = gpu_of(run)
-    if gpu is None:
+    if gpu is None or drawn(run):
         return None
     idle_w = least_idle_w(gpu)
     standing_j = boards * idle_w * window_s
@@ -78,15 +93,14 @@ def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     server = run.manifest.get("server") or {}
     embedded = server.get("kind") == "embedded"
     dtype = DTYPES.get(str(server.get("dtype")))
-    if dtype is not None and dtype.name in gpu.peak_flop_per_s:
-        peak = gpu.peak_flop_per_s[dtype.name]
-    else:
-        peak = _UNKNOWN_DTYPE_SPEEDUP * max(gpu.peak_flop_per_s.values())
+    # A server that hides its format may use the board's fastest.
+    peak = max(gpu.peak_flop_per_s.values()) if dtype is None else gpu.peak_flop_per_s[dtype.rate_on(gpu)]
     prompt, output = _tokens(run)
-    # Of a real server it is not known which prompts its prefix cache saved.
-    busy_s = _flop(model, prompt, output, prefilled=embedded) / peak
+    # Which prompts a prefix cache saved is not known; without one, all were computed.
+    cached = not embedded or bool(_embedded_server(run, "launcher").get("prefix_caching"))
+    busy_s = _flop(model, prompt, output, prefilled=not cached) / peak
     if embedded and dtype is not None:
-        traffic = _traffic_bytes(model, run, prompt, output, dtype.size_bytes)
+        traffic = _traffic_bytes(model, run, prompt, output, dtype)
         busy_s = max(busy_s, traffic / gpu.bandwidth_bytes_per_s)
     soft_j = gpu.tdp_w * _flop(model, prompt, output, prefilled=True) / peak
     return Floor(standing_j + (gpu.active_w - idle_w) * busy_s, soft_j, idle_w)
@@ -118,15 +132,15 @@ def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool
     return float(np.sum(per_row * rows + per_pair * pairs + head * output))
 
 
-def _traffic_bytes(model: Transformer, run: Run, prompt: Floats, output: Floats, size_bytes: int) -> float:
+def _traffic_bytes(model: Transformer, run: Run, prompt: Floats, output: Floats, dtype: Dtype) -> float:
     """Bytes that decoding must read: its contexts' KV, and the weights once a step.
 
     One step yields at most one token to each request in flight, so there were at
     least (decode tokens) / (largest number in flight) steps.
     """
-    kv_token = 2 * model.layers * model.kv_heads * model.head_dim * size_bytes
+    kv_token = model.kv_token_bytes(dtype)
     contexts = float(np.sum((output - 1) * (2 * prompt + output) / 2))
-    weights = (model.layers * sum(k * n for k, n in model.gemm_shapes)) * size_bytes
+    weights = (model.layers * sum(k * n for k, n in model.gemm_shapes)) * dtype.weight_bytes
     steps = float(np.sum(output - 1)) / max(1, most_in_flight(run))
     return kv_token * contexts + weights * steps
 

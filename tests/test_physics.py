@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.physics.hardware import GPUS, Efficiency, Gpu
+from loadgen.physics.boards import GPUS
+from loadgen.physics.formats import DTYPES, Dtype
+from loadgen.physics.hardware import Efficiency, Gpu
+from loadgen.physics.models import MODELS
 from loadgen.physics.power import busy_power_w
-from loadgen.physics.transformer import DTYPES, MODELS, StepCost, StepModel
+from loadgen.physics.transformer import StepCost, StepModel
 
 LLAMA = MODELS["llama-3.1-8b"]
 H100 = GPUS["h100-sxm"]
@@ -40,16 +43,6 @@ def test_llama_has_the_size_of_the_published_checkpoint() -> None:
     assert LLAMA.weights_bytes(BF16) == 16_060_522_496
     assert LLAMA.kv_token_bytes(BF16) == 128 * 1024
     assert LLAMA.kv_token_bytes(FP32) == 256 * 1024
-
-
-@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda g: g.id)
-def test_every_constant_has_a_source(gpu: Gpu) -> None:
-    constants = {f.name for f in fields(gpu)} - {"id", "name", "sources"}
-    assert set(gpu.sources) == constants
-    assert all(gpu.sources.values())
-    assert gpu.bare_idle_w <= gpu.context_idle_w <= gpu.active_w <= gpu.tdp_w
-    assert set(gpu.peak_flop_per_s) == set(DTYPES)
-    assert set(Efficiency().sources) == {f.name for f in fields(Efficiency)} - {"sources"}
 
 
 def test_decode_of_one_streams_the_weights() -> None:
@@ -97,7 +90,7 @@ def test_h100_decode_power_of_a_published_fit(batch: int, watts: float) -> None:
 @pytest.mark.parametrize(("batch", "watts"), [(64, 524), (128, 611)])
 def test_h100_large_batch_power_was_fitted_without_launch_overhead(batch: int, watts: float) -> None:
     # The anchors are engines whose graphs reach those batches; ours then adds 5.5 ms and draws less.
-    graphs = StepModel(LLAMA, H100, BF16, Efficiency(graph_max_rows=256))
+    graphs = StepModel(LLAMA, H100, BF16, efficiency=Efficiency(graph_max_rows=256))
     assert decode(graphs, batch, 600).power_w == pytest.approx(watts, rel=0.015)
     assert decode(StepModel(LLAMA, H100, BF16), batch, 600).power_w < watts
 
@@ -117,13 +110,6 @@ def test_fp32_power_at_the_measured_step_time() -> None:
     assert power_w == pytest.approx(289, rel=0.02)
 
 
-def test_a100_decode_power_of_llama2_70b_on_two_boards() -> None:
-    # splitwise-sim perf_model.csv, batch 1: 54.86 ms a step at 0.736 of the TDP; 69e9 weights of two bytes.
-    weights, step_s = 69e9 / 2, 54.86e-3
-    power_w = busy_power_w(A100, 2 * weights / step_s / 2.039e12, 2 * weights / step_s / 312e12)
-    assert power_w == pytest.approx(0.736 * 400, rel=0.05)
-
-
 @settings(deadline=None)
 @given(
     prefill_tokens=st.integers(0, 60_000),
@@ -131,15 +117,14 @@ def test_a100_decode_power_of_llama2_70b_on_two_boards() -> None:
     batch=st.integers(0, 300),
     context=st.integers(0, 100_000),
     gpu=st.sampled_from(list(GPUS.values())),
-    dtype=st.sampled_from(list(DTYPES.values())),
+    dtype=st.sampled_from([BF16, FP32]),
 )
 def test_any_step_lies_between_perfect_overlap_and_none(
-    prefill_tokens: int, chunk_start: int, batch: int, context: int, gpu: Gpu, dtype: object
+    prefill_tokens: int, chunk_start: int, batch: int, context: int, gpu: Gpu, dtype: Dtype
 ) -> None:
     if prefill_tokens + batch == 0:
         return
-    assert dtype in (BF16, FP32)
-    model = StepModel(LLAMA, gpu, BF16 if dtype is BF16 else FP32)
+    model = StepModel(LLAMA, gpu, dtype)
     cost = model.step(
         prefill_tokens=prefill_tokens,
         prefill_pairs=prefill_tokens * chunk_start + prefill_tokens * (prefill_tokens + 1) // 2,
@@ -148,7 +133,7 @@ def test_any_step_lies_between_perfect_overlap_and_none(
         decode_context_tokens=batch * context,
         emitting_rows=batch,
     )
-    arithmetic_s = cost.flop / (0.55 * gpu.peak_flop_per_s[model.dtype.name])
+    arithmetic_s = cost.flop / (0.55 * gpu.peak_flop_per_s[dtype.name])
     memory_s = cost.traffic_bytes / (0.80 * gpu.bandwidth_bytes_per_s)
     overhead_s = 2.5e-3 if prefill_tokens == 0 and batch <= 32 else 8e-3
     kernels_s = cost.duration_s - overhead_s
@@ -171,8 +156,3 @@ def test_power_saturates_at_tdp() -> None:
     assert busy_power_w(A100, 1.0, 1.0) == A100.tdp_w
     assert busy_power_w(H100, 0.0, 0.0) == H100.active_w
     assert busy_power_w(replace(H100, tdp_w=500.0), 1.0, 1.0) == 500.0
-
-
-def test_unknown_dtype_peak_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        StepModel(LLAMA, replace(H100, peak_flop_per_s={}), BF16)

@@ -1,6 +1,8 @@
 """Time and power of an inference step from first principles and sourced constants.
 
-``hardware`` holds the boards, ``transformer`` the model shapes and the roofline
-step time, ``power`` what a busy board draws. Pure functions; nothing here keeps
-state or reads a clock.
+``hardware`` says what a board is and ``boards`` holds the known ones, ``models``
+the shapes of transformers and ``formats`` the number formats; ``transformer`` is
+the roofline step time, ``power`` what a busy board draws, ``memory`` what fits
+it, ``uncertainty`` random boards within what is known. Pure functions; nothing
+here keeps state or reads a clock, and only ``models.read_config`` reads a file.
 """

@@ -1,99 +1,25 @@
-"""Decoder-only transformers: shapes, memory, and the roofline time of one step.
+"""The roofline time and power of one step of a model on a board.
 
 One definition serves the embedded server and every check: a step costs a fixed
 overhead plus, for each group of kernels, the larger of its arithmetic time and
 its memory time. Groups: the four GEMMs of a layer (QKV, O, gate and up, down),
-attention of the prefill rows, attention of the decode rows, the LM head.
+attention of the prefill rows, attention of the decode rows, the LM head; and
+what the boards of one replica tell each other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import ceil, inf
 from typing import NamedTuple
 
+from loadgen.physics.formats import Dtype
 from loadgen.physics.hardware import Efficiency, Gpu
+from loadgen.physics.models import Transformer
 from loadgen.physics.power import busy_power_w
 
 
-@dataclass(frozen=True, slots=True)
-class Dtype:
-    """A number format for weights, activations and KV cache alike."""
-
-    name: str
-    size_bytes: int
-
-
-DTYPES: dict[str, Dtype] = {d.name: d for d in (Dtype("float32", 4), Dtype("bfloat16", 2))}
-
-
-@dataclass(frozen=True, slots=True)
-class Transformer:
-    """The shape of a grouped-query, gated-MLP decoder. All fields are counts."""
-
-    id: str
-    hub_id: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocabulary: int
-    max_position_embeddings: int
-    tied_embeddings: bool
-    source: str
-
-    @property
-    def gemm_shapes(self) -> tuple[tuple[int, int], ...]:
-        """``(K, N)`` of a layer's QKV, O, gate and up, and down products."""
-        q = self.heads * self.head_dim
-        kv = self.kv_heads * self.head_dim
-        return (
-            (self.hidden, q + 2 * kv),
-            (q, self.hidden),
-            (self.hidden, 2 * self.ffn),
-            (self.ffn, self.hidden),
-        )
-
-    @property
-    def parameters(self) -> int:
-        """Weights in memory: layers with two norms each, embedding, final norm, LM head."""
-        layer = sum(k * n for k, n in self.gemm_shapes) + 2 * self.hidden
-        tables = 1 if self.tied_embeddings else 2
-        return self.layers * layer + tables * self.vocabulary * self.hidden + self.hidden
-
-    def weights_bytes(self, dtype: Dtype) -> int:
-        """Resident size of all weights."""
-        return self.parameters * dtype.size_bytes
-
-    def kv_token_bytes(self, dtype: Dtype) -> int:
-        """KV cache of one token over all layers: keys and values."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.size_bytes
-
-
-MODELS: dict[str, Transformer] = {
-    model.id: model
-    for model in (
-        Transformer(
-            id="llama-3.1-8b",
-            hub_id="meta-llama/Llama-3.1-8B-Instruct",
-            layers=32,
-            hidden=4096,
-            heads=32,
-            kv_heads=8,
-            head_dim=128,
-            ffn=14336,
-            vocabulary=128256,
-            max_position_embeddings=131072,
-            tied_embeddings=False,
-            source="config.json of meta-llama/Llama-3.1-8B-Instruct",
-        ),
-    )
-}
-
-
 class StepCost(NamedTuple):
-    """One step: wall time, mean board power, and the work behind them."""
+    """One step: wall time, and the mean power and work of one board."""
 
     duration_s: float
     power_w: float
@@ -101,54 +27,142 @@ class StepCost(NamedTuple):
     traffic_bytes: float
 
 
-class StepModel:
-    """Roofline time and power of one iteration of a model on a board.
+class DecodeLine(NamedTuple):
+    """A pure decode step of a fixed number of rows, as a function of their cached tokens c.
 
-    ``t = t0 + sum_k max(F_k / (mfu peak), D_k / (eff bandwidth))`` over the
-    kernel groups k. A GEMM ``[M,K]x[K,N]`` has ``F = 2MKN`` and
-    ``D = (KN + M(K+N)) w``, once per layer. Attention of rows with n new tokens
-    after c cached ones has ``F = 4 h_q pairs`` with ``pairs = nc + n(n+1)/2``
-    and ``D = (2 n h_q + 2 (c+n) h_kv + 2 n h_kv) w``. The LM head runs on one
-    row per sequence that emits a token. Activation functions, norms and rotary
+    duration = base_s + slope_s c; work of one board = flop + flop_slope c and
+    traffic_bytes + traffic_slope c.
+    """
+
+    base_s: float
+    slope_s: float
+    flop: float
+    flop_slope: float
+    traffic_bytes: float
+    traffic_slope: float
+
+
+class _Gemm(NamedTuple):
+    """A product of every layer: FLOP and bytes per row, bytes of the weights; of experts, how many."""
+
+    flop: float
+    flop_s: float
+    row_bytes: float
+    weight_bytes: float
+    experts: int = 0
+
+
+class StepModel:
+    """Roofline time and power of one iteration of a model on ``shards`` equal boards.
+
+    ``t = t0 + sum_k max(F_k / (mfu peak), D_k / (eff bandwidth)) + t_link`` over
+    the kernel groups k of one board. A GEMM ``[M,K]x[K,N]`` has ``F = 2MKN`` and
+    ``D = KN w + M(K+N) a``, once per layer, w and a the bytes of a weight and an
+    activation; weights that are expanded before use add ``2KN a``. Of E experts
+    with k per token, M rows touch ``E (1 - (1 - k/E)^M)``. Attention of rows
+    with n new tokens after c cached ones has ``F = 4 h_q pairs`` with
+    ``pairs = nc + n(n+1)/2`` and ``D = 2 n h_q a + (2 (c+n) + 2 n) h_kv w_kv``.
+    The LM head runs on one row per sequence that emits a token, in the 16-bit
+    format that quantisation leaves it. Activation functions, norms and rotary
     embedding are fused or negligible (0.05 % of a decode step, 2.7 % of a
-    prefill) and are left out. Raises KeyError when the board has no peak for
-    the dtype.
+    prefill) and are left out.
+
+    With p boards heads, MLP and vocabulary are divided by p (a KV head is
+    repeated when there are fewer than p), and ``t_link`` is two all-reduces a
+    layer of ``2 (p-1)/p M h a / B_link + t_lat`` and one gather of the logits,
+    during which the boards compute nothing. Raises ConfigError when the model
+    cannot be split so, or the board cannot run the format.
     """
 
     def __init__(
-        self, model: Transformer, gpu: Gpu, dtype: Dtype, efficiency: Efficiency | None = None
+        self,
+        model: Transformer,
+        gpu: Gpu,
+        dtype: Dtype,
+        *,
+        shards: int = 1,
+        efficiency: Efficiency | None = None,
     ) -> None:
+        model.check_shards(shards)
         self.model = model
         self.gpu = gpu
         self.dtype = dtype
+        self.shards = shards
         self.efficiency = efficiency = Efficiency() if efficiency is None else efficiency
-        w = dtype.size_bytes
-        layers = model.layers
-        self._peak = gpu.peak_flop_per_s[dtype.name]
-        self._flop_s = 1.0 / (efficiency.compute * self._peak)
+        self._lines: dict[int, DecodeLine | None] = {}
+        layers, a, kv_size = model.layers, dtype.activation_bytes, dtype.kv_bytes
+        rate = gpu.peak_flop_per_s[dtype.rate_on(gpu)]
+        math = gpu.peak_flop_per_s[dtype.math]
+        # Outlier columns take their share of the work at the slower rate.
+        x = dtype.outlier_share
+        self._peak = 1.0 / ((1.0 - x) / rate + x / math)
+        self._math_s = 1.0 / (efficiency.compute * math)
         self._byte_s = 1.0 / (efficiency.bandwidth * gpu.bandwidth_bytes_per_s)
-        # Per group: FLOP per row, bytes per row, bytes regardless of rows.
-        self._gemms = [(2.0 * k * n * layers, float((k + n) * w * layers), float(k * n * w * layers))
-                       for k, n in model.gemm_shapes]  # fmt: skip
-        self._gemm_flop = sum(f for f, _, _ in self._gemms)
-        self._gemm_row_bytes = sum(r for _, r, _ in self._gemms)
-        self._gemm_weight_bytes = sum(b for _, _, b in self._gemms)
-        # Rows below which a GEMM is memory bound: F f = (r M + b) g solved for M.
-        ridges = [self._ridge_rows(f, r, b) for f, r, b in self._gemms]
-        self._all_memory_rows = min(ridges)
-        self._all_compute_rows = max(ridges)
-        q = model.heads * model.head_dim
-        kv = model.kv_heads * model.head_dim
-        self._pair_flop = 4.0 * q * layers
-        self._new_bytes = float((2 * q + 2 * kv) * w * layers)
-        self._span_bytes = float(2 * kv * w * layers)
-        self._head_flop = 2.0 * model.hidden * model.vocabulary
-        self._head_row_bytes = float((model.hidden + model.vocabulary) * w)
-        self._head_weight_bytes = float(model.hidden * model.vocabulary * w)
+        self._graph_rows = efficiency.graph_max_rows if dtype.graphs else -1
 
-    def _ridge_rows(self, flop: float, row_bytes: float, weight_bytes: float) -> float:
-        slope = flop * self._flop_s - row_bytes * self._byte_s
-        return weight_bytes * self._byte_s / slope if slope > 0 else float("inf")
+        expansion = 2.0 * a * (1.0 if dtype.materialised else x)
+        stored = dtype.weight_bytes + expansion
+        gemm_s = 1.0 / (efficiency.compute * self._peak)
+        q = model.heads * model.head_dim // shards
+        kv = max(model.kv_heads // shards, 1) * model.head_dim
+        h, f = model.hidden, model.ffn // shards
+
+        def gemm(k: int, n: int, uses: int = 1, experts: int = 0) -> _Gemm:
+            return _Gemm(
+                2.0 * k * n * layers * uses,
+                gemm_s,
+                float((k + n) * a * layers * uses),
+                k * n * stored * layers,
+                experts,
+            )
+
+        self._gemms = [gemm(h, q + 2 * kv), gemm(q, h)]
+        if model.experts:
+            per_token, experts = model.experts_per_token, model.experts
+            self._gemms += [gemm(h, 2 * f, per_token, experts), gemm(f, h, per_token, experts)]
+            router = h * experts * layers
+            row = float((h + experts) * a * layers)
+            self._gemms.append(_Gemm(2.0 * router, self._math_s, row, float(router * dtype.table_bytes)))
+        if not model.experts or model.shared_ffn:
+            f = f if not model.experts else model.shared_ffn // shards
+            self._gemms += [gemm(h, 2 * f), gemm(f, h)]
+        self._gemm_flop = sum(g.flop for g in self._gemms)
+        self._gemm_row_bytes = sum(g.row_bytes for g in self._gemms)
+        self._gemm_weight_bytes = sum(g.weight_bytes for g in self._gemms)
+        self._gemm_flop_s = sum(g.flop * g.flop_s for g in self._gemms)
+        # All GEMMs are memory bound up to the first number of rows, compute bound from the second.
+        ridges = [self._ridge_rows(g) for g in self._gemms]
+        self._all_memory_rows = -1.0 if model.experts else min(ridges)
+        self._all_compute_rows = inf if model.experts else max(ridges)
+
+        self._pair_flop = 4.0 * q * layers
+        self._new_bytes = float((2 * q * a + 2 * kv * kv_size) * layers)
+        self._span_bytes = float(2 * kv * kv_size * layers)
+        vocabulary = ceil(model.vocabulary / shards)
+        self._head_flop = 2.0 * h * vocabulary
+        self._head_row_bytes = float((h + vocabulary) * a)
+        self._head_weight_bytes = float(h * vocabulary * dtype.table_bytes)
+        share = (shards - 1) / shards / gpu.link_bytes_per_s
+        self._link_base_s = 2 * layers * gpu.allreduce_latency_s if shards > 1 else 0.0
+        self._link_row_s = 4 * layers * share * h * a
+        self._gather_base_s = gpu.allreduce_latency_s if shards > 1 else 0.0
+        self._gather_row_s = share * model.vocabulary * a
+
+    def _ridge_rows(self, gemm: _Gemm) -> float:
+        slope = gemm.flop * gemm.flop_s - gemm.row_bytes * self._byte_s
+        return gemm.weight_bytes * self._byte_s / slope if slope > 0 else inf
+
+    def _gemm_time(self, rows: int) -> tuple[float, float]:
+        """Seconds and bytes of every layer's products, group by group."""
+        time = traffic = 0.0
+        for g in self._gemms:
+            touched = 1.0
+            if g.experts:
+                touched = g.experts * (1.0 - (1.0 - self.model.experts_per_token / g.experts) ** rows)
+            moved = g.row_bytes * rows + g.weight_bytes * touched
+            time += max(g.flop * rows * g.flop_s, moved * self._byte_s)
+            traffic += moved
+        return time, traffic
 
     def step(
         self,
@@ -166,46 +180,79 @@ class StepModel:
         and ``prefill_span_tokens`` = sum of c + n over the prefill rows;
         ``decode_context_tokens`` = sum of tokens cached before the step over
         the ``decode_rows``; ``emitting_rows`` = sequences that emit a token.
-        Seconds, watts, FLOP, bytes.
+        Seconds; watts, FLOP and bytes of one board.
         """
-        f_s = self._flop_s
         b_s = self._byte_s
+        math_s = self._math_s
         rows = prefill_tokens + decode_rows
         flop = self._gemm_flop * rows
-        traffic = self._gemm_weight_bytes + self._gemm_row_bytes * rows
         if rows <= self._all_memory_rows:
+            traffic = self._gemm_weight_bytes + self._gemm_row_bytes * rows
             time = traffic * b_s
         elif rows >= self._all_compute_rows:
-            time = flop * f_s
+            traffic = self._gemm_weight_bytes + self._gemm_row_bytes * rows
+            time = self._gemm_flop_s * rows
         else:
-            time = sum(max(f * rows * f_s, (r * rows + b) * b_s) for f, r, b in self._gemms)
+            time, traffic = self._gemm_time(rows)
+        time += self._link_base_s + self._link_row_s * rows
         if prefill_tokens:
             f = self._pair_flop * prefill_pairs
             b = self._new_bytes * prefill_tokens + self._span_bytes * prefill_span_tokens
-            time += max(f * f_s, b * b_s)
+            time += max(f * math_s, b * b_s)
             flop += f
             traffic += b
         if decode_rows:
             pairs = decode_context_tokens + decode_rows
             f = self._pair_flop * pairs
             b = self._new_bytes * decode_rows + self._span_bytes * pairs
-            time += max(f * f_s, b * b_s)
+            time += max(f * math_s, b * b_s)
             flop += f
             traffic += b
         if emitting_rows:
             f = self._head_flop * emitting_rows
             b = self._head_weight_bytes + self._head_row_bytes * emitting_rows
-            time += max(f * f_s, b * b_s)
+            time += max(f * math_s, b * b_s) + self._gather_base_s + self._gather_row_s * emitting_rows
             flop += f
             traffic += b
         e = self.efficiency
-        if prefill_tokens or decode_rows > e.graph_max_rows:
+        if prefill_tokens or decode_rows > self._graph_rows:
             time += e.eager_overhead_s
         else:
             time += e.graph_overhead_s
-        power = busy_power_w(
+        return StepCost(time, self.power_w(time, flop, traffic), flop, traffic)
+
+    def power_w(self, duration_s: float, flop: float, traffic_bytes: float) -> float:
+        """Mean watts of one board that does this work in this time.
+
+        Utilisations are over the bandwidth and over the peak of the rate that
+        the layers' products run at.
+        """
+        return busy_power_w(
             self.gpu,
-            traffic / (time * self.gpu.bandwidth_bytes_per_s),
-            flop / (time * self._peak),
+            traffic_bytes / (duration_s * self.gpu.bandwidth_bytes_per_s),
+            flop / (duration_s * self._peak),
         )
-        return StepCost(time, power, flop, traffic)
+
+    def decode_line(self, rows: int) -> DecodeLine | None:
+        """The cost of decoding ``rows`` >= 1 rows as a line in their cached tokens; kept per ``rows``.
+
+        None when attention of so many rows is memory bound for short contexts
+        and compute bound for long ones: then no one line holds.
+        """
+        try:
+            return self._lines[rows]
+        except KeyError:
+            line = self._lines[rows] = self._make_line(rows)
+            return line
+
+    def _make_line(self, rows: int) -> DecodeLine | None:
+        compute_slope_s = self._pair_flop * self._math_s
+        memory_slope_s = self._span_bytes * self._byte_s
+        slope_s = max(compute_slope_s, memory_slope_s)
+        compute_bound_at_0 = compute_slope_s >= memory_slope_s + self._new_bytes * self._byte_s
+        if slope_s > memory_slope_s and not compute_bound_at_0:
+            return None
+        base = self.step(decode_rows=rows, emitting_rows=rows)
+        return DecodeLine(
+            base.duration_s, slope_s, base.flop, self._pair_flop, base.traffic_bytes, self._span_bytes
+        )
