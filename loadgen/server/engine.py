@@ -4,184 +4,79 @@ The engine knows sequences, a queue, a pool of KV blocks and what a step costs;
 it has no clock, every instant is passed in. Which sequences a step runs is the
 policy's decision, so a second scheduler is a second policy and nothing else.
 Exactly one step is in progress or none.
+
+Where nobody needs the instant of each token, forwards *leap*: between arrivals,
+admissions and completions the decoding rows stay the same and the time of a
+forward is linear in the cached tokens, so k of them close in O(1).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from math import ceil, inf, sqrt
+from typing import NamedTuple
 
-from loadgen.physics.transformer import StepModel
+from loadgen.physics.transformer import DecodeLine, StepCost
+from loadgen.server.batch import Batch, BlockPool, Sequence
+from loadgen.server.policy import DECODE, CostModel, Plan, Policy
+
+__all__ = [
+    "Batch", "BlockPool", "CostModel", "Emission", "Engine", "Plan", "Policy", "Row", "Sequence",
+    "StepWork", "drive",
+]  # fmt: skip
 
 Row = tuple[int, int, int, int]
 """(sequence id, prefill tokens, decode tokens, context tokens before the step)."""
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request inside the engine, from submission to its last token.
-
-    ``reply_tokens`` is how many tokens it will emit, ``1..max_new_tokens``;
-    ``computed_tokens`` counts tokens whose KV is in the cache. Instants are on
-    the caller's clock; ``scheduled_s`` is the start of the first step that
-    holds a chunk of it, ``first_s`` and ``done_s`` the ends of the steps that
-    emit its first and last token. A cancelled sequence has no ``done_s``.
-    """
-
-    id: int
-    prompt_tokens: int
-    max_new_tokens: int
-    reply_tokens: int
-    finish_reason: str = "length"
-    computed_tokens: int = 0
-    emitted_tokens: int = 0
-    reserved_blocks: int = 0
-    cancelled: bool = False
-    submitted_s: float | None = None
-    scheduled_s: float | None = None
-    first_s: float | None = None
-    done_s: float | None = None
-
-
-class BlockPool:
-    """KV blocks: reserved by a sequence once, freed once, never overdrawn."""
-
-    __slots__ = ("free_blocks", "total_blocks")
-
-    def __init__(self, total_blocks: int) -> None:
-        self.total_blocks = total_blocks
-        self.free_blocks = total_blocks
-
-    def reserve(self, sequence: Sequence, blocks: int) -> bool:
-        """Takes the blocks, or returns False and takes none."""
-        if blocks > self.free_blocks:
-            return False
-        self.free_blocks -= blocks
-        sequence.reserved_blocks += blocks
-        return True
-
-    def release(self, sequence: Sequence) -> None:
-        """Returns whatever the sequence holds."""
-        self.free_blocks += sequence.reserved_blocks
-        sequence.reserved_blocks = 0
-
-
-class Policy(Protocol):
-    """Which rows the next step runs."""
-
-    def blocks_needed(self, sequence: Sequence) -> int:
-        """The most blocks the sequence can ever hold."""
-        ...
-
-    def next_rows(
-        self, queue: deque[Sequence], running: list[Sequence], pool: BlockPool
-    ) -> list[tuple[Sequence, int]]:
-        """(sequence, new tokens) for the next step, empty for nothing to do.
-
-        Takes admitted sequences out of ``queue``, reserves their blocks, and
-        leaves ``running`` (oldest first) to the engine, which appends them.
-        """
-        ...
-
-
-class TgiPolicy:
-    """Text Generation Inference v3 with chunked prefill, its default.
-
-    First come, first served. A sequence is admitted when its whole lifetime
-    (prompt + max_new - 1 tokens, blocks of one token) can be reserved, so
-    nothing is ever preempted. A step feeds at most ``max_batch_prefill_tokens``
-    tokens; a prompt that does not fit is fed in chunks. Admission into a
-    running batch is one forward (new chunks plus the running rows) and is
-    always followed by a forward without admission: at most one admission
-    every two forwards. With chunking on, TGI ignores waiting_served_ratio and
-    max_waiting_tokens. Source: router and server of TGI at db931fc.
-    """
-
-    def __init__(self, max_batch_prefill_tokens: int) -> None:
-        if max_batch_prefill_tokens < 1:
-            raise ValueError(f"max_batch_prefill_tokens: expected >= 1, got {max_batch_prefill_tokens}")
-        self.max_batch_prefill_tokens = max_batch_prefill_tokens
-        self._decode_due = False
-
-    def blocks_needed(self, sequence: Sequence) -> int:
-        return sequence.prompt_tokens + sequence.max_new_tokens - 1
-
-    def next_rows(
-        self, queue: deque[Sequence], running: list[Sequence], pool: BlockPool
-    ) -> list[tuple[Sequence, int]]:
-        budget = self.max_batch_prefill_tokens
-        if not running:
-            # The router's outer loop: this prefill may be followed at once by an admission.
-            self._decode_due = False
-            return self._admit(queue, pool, budget)
-        rows = self._continue(running)
-        if self._decode_due or not queue:
-            self._decode_due = False
-            return rows
-        admitted = self._admit(queue, pool, budget - sum(n for _, n in rows))
-        self._decode_due = bool(admitted)
-        return rows + admitted
-
-    def _continue(self, running: list[Sequence]) -> list[tuple[Sequence, int]]:
-        left = self.max_batch_prefill_tokens - (len(running) - 1)
-        rows = []
-        for sequence in running:
-            remaining = sequence.prompt_tokens - sequence.computed_tokens
-            if remaining > 0:
-                # At least one token even over budget, as the server does: no sequence stalls.
-                chunk = max(min(remaining, left), 1)
-                left -= chunk
-                rows.append((sequence, chunk))
-            else:
-                rows.append((sequence, 1))
-        return rows
-
-    def _admit(
-        self, queue: deque[Sequence], pool: BlockPool, budget_tokens: int
-    ) -> list[tuple[Sequence, int]]:
-        rows: list[tuple[Sequence, int]] = []
-        while queue and budget_tokens > 0 and pool.free_blocks > 0:
-            sequence = queue[0]
-            if not sequence.cancelled:
-                if not pool.reserve(sequence, self.blocks_needed(sequence)):
-                    break
-                rows.append((sequence, min(sequence.prompt_tokens, budget_tokens)))
-                budget_tokens -= sequence.prompt_tokens
-            queue.popleft()
-        return rows
-
-
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """A step in progress: when it began, how long it takes, what it draws, its rows."""
-
-    start_s: float
-    duration_s: float
-    power_w: float
-    rows: tuple[Row, ...]
-
 
 Emission = tuple[Sequence, int, str | None]
 """(sequence, index of the token from 1, finish reason if it is the last)."""
 
 
+class StepWork(NamedTuple):
+    """A step in progress: when it began, how long it takes, what one board draws meanwhile, its rows.
+
+    After a leap it stands for ``steps`` steps: their total duration, their mean
+    power, and no rows.
+    """
+
+    start_s: float
+    duration_s: float
+    power_w: float
+    rows: tuple[Row, ...]
+    steps: int = 1
+
+
 class Engine:
     """A replica: queue, running batch, KV blocks, one step at a time.
+
+    ``total_blocks`` KV blocks of ``block_tokens`` tokens; ``max_total_tokens``
+    bounds prompt plus reply of a sequence (None: the blocks alone do).
 
     ``submit`` and ``cancel`` may be called at any time, also during a step;
     they take effect when the next one is planned. ``start_step`` and
     ``finish_step`` alternate.
     """
 
-    def __init__(self, model: StepModel, policy: Policy, total_blocks: int) -> None:
-        self.pool = BlockPool(total_blocks)
+    def __init__(
+        self,
+        model: CostModel,
+        policy: Policy,
+        total_blocks: int,
+        *,
+        block_tokens: int = 1,
+        max_total_tokens: int | None = None,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.pool = BlockPool(total_blocks, block_tokens, prefix_caching=prefix_caching)
         self._model = model
         self._policy = policy
+        self._max_total_tokens = max_total_tokens
         self._queue: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._rows: list[tuple[Sequence, int]] | None = None
+        self._batch = Batch()
+        self._plan: Plan | None = None
+        self._steps = 0
+        self._lines: dict[int, DecodeLine | None] = {}
 
     @property
     def queue_size(self) -> int:
@@ -191,7 +86,7 @@ class Engine:
     @property
     def batch_size(self) -> int:
         """Sequences that hold KV blocks."""
-        return len(self._running)
+        return len(self._batch.members)
 
     def next_waiting(self) -> Sequence | None:
         """The first queued sequence that is still wanted; forgets the cancelled ones before it."""
@@ -205,22 +100,31 @@ class Engine:
         Raises ValueError when the counts make no sense or when the sequence
         could not be scheduled even by an empty engine.
         """
-        if sequence.prompt_tokens < 1 or not 1 <= sequence.reply_tokens <= sequence.max_new_tokens:
+        ids = sequence.prompt_ids
+        if (
+            sequence.prompt_tokens < 1
+            or not 1 <= sequence.reply_tokens <= self._policy.longest_reply_tokens(sequence.max_new_tokens)
+            or (ids is not None and len(ids) != 8 * sequence.prompt_tokens)
+        ):
             raise ValueError(
-                f"sequence {sequence.id}: expected prompt >= 1 and 1 <= reply <= max_new tokens, got "
-                f"{sequence.prompt_tokens}, {sequence.reply_tokens}, {sequence.max_new_tokens}"
+                f"sequence {sequence.id}: expected prompt >= 1, 1 <= reply <= max_new tokens and 8 bytes of "
+                f"ids a token; got {sequence.prompt_tokens}, {sequence.reply_tokens}, "
+                f"{sequence.max_new_tokens}, {'none' if ids is None else len(ids)}"
             )
-        needed = self._policy.blocks_needed(sequence)
-        if needed > self.pool.total_blocks:
-            raise ValueError(
-                f"sequence {sequence.id}: needs {needed} KV blocks, the engine has {self.pool.total_blocks}"
-            )
+        reason = self._policy.stretch(sequence, self.pool, self._max_total_tokens)
+        if reason is not None:
+            raise ValueError(f"sequence {sequence.id}: {reason}")
         sequence.submitted_s = now_s
         self._queue.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """Its client has gone: a queued sequence is skipped, a running one leaves at its next token."""
+        if sequence.cancelled:
+            return
         sequence.cancelled = True
+        self.pool.releases += 1
+        if sequence.batch is not None:
+            self._batch.end_after(sequence, 1)
 
     def start_step(self, now_s: float) -> StepWork | None:
         """Plans and begins the next step at ``now_s``; None when there is nothing to run.
@@ -229,38 +133,10 @@ class Engine:
         ``now_s`` (a late event loop) counts as scheduled when submitted.
         Raises RuntimeError when a step is in progress.
         """
-        if self._rows is not None:
-            raise RuntimeError("start_step: the previous step has not finished")
-        planned = self._policy.next_rows(self._queue, self._running, self.pool)
-        if not planned:
+        cost = self._begin(now_s)
+        if cost is None:
             return None
-        prefill = pairs = span = decode = context = emitting = 0
-        rows: list[Row] = []
-        for sequence, n in planned:
-            c = sequence.computed_tokens
-            if c >= sequence.prompt_tokens:
-                decode += 1
-                context += c
-                rows.append((sequence.id, 0, 1, c))
-                continue
-            prefill += n
-            pairs += n * c + n * (n + 1) // 2
-            span += c + n
-            emitting += c + n >= sequence.prompt_tokens
-            rows.append((sequence.id, n, 0, c))
-            if sequence.scheduled_s is None:
-                sequence.scheduled_s = max(now_s, sequence.submitted_s or now_s)
-                self._running.append(sequence)
-        cost = self._model.step(
-            prefill_tokens=prefill,
-            prefill_pairs=pairs,
-            prefill_span_tokens=span,
-            decode_rows=decode,
-            decode_context_tokens=context,
-            emitting_rows=emitting + decode,
-        )
-        self._rows = planned
-        return StepWork(now_s, cost.duration_s, cost.power_w, tuple(rows))
+        return StepWork(now_s, cost.duration_s, cost.power_w, self._rows())
 
     def finish_step(self, now_s: float) -> list[Emission]:
         """Ends the step at ``now_s``; the tokens it emitted, in the order of its rows.
@@ -269,55 +145,233 @@ class Engine:
         their blocks are free. A cancelled sequence's token is not listed.
         Raises RuntimeError when no step is in progress.
         """
-        if self._rows is None:
-            raise RuntimeError("finish_step: no step is in progress")
+        plan = self._plan
+        batch = self._batch
+        if plan is DECODE and batch.forwards_left() > 1:
+            self._plan = None
+            batch.advance(1)
+            forwards = batch.forwards
+            return [(s, s.emitted + forwards, None) for s in batch.members]
+        members = list(batch.members)
+        ended = self.finish(now_s)
+        assert plan is not None
+        forwards = batch.forwards
         emitted: list[Emission] = []
-        left = False
-        for sequence, n in self._rows:
-            sequence.computed_tokens = computed = sequence.computed_tokens + n
-            if computed < sequence.prompt_tokens:
-                continue
-            if sequence.cancelled:
-                self.pool.release(sequence)
-                left = True
-                continue
-            sequence.emitted_tokens = index = sequence.emitted_tokens + 1
-            if index == 1:
-                sequence.first_s = now_s
-            if index < sequence.reply_tokens:
-                emitted.append((sequence, index, None))
-                continue
-            sequence.done_s = now_s
-            self.pool.release(sequence)
-            left = True
-            emitted.append((sequence, index, sequence.finish_reason))
-        if left:
-            self._running = [s for s in self._running if s.reserved_blocks]
-        self._rows = None
+        chunked = {s for s, _ in plan.chunks}
+        for s in members:
+            if s in ended:
+                if not s.cancelled:
+                    emitted.append((s, s.emitted, ended[s]))
+            elif s.batch is not None and (plan.decode or s in chunked):
+                emitted.append((s, s.emitted + forwards, None))
         return emitted
 
+    def start_leap(self, now_s: float, until_s: float = inf) -> StepWork | None:
+        """Begins as many steps at once as are alike, or one; None when there is nothing to run.
 
-def drive(engine: Engine, arrivals: Iterable[tuple[float, Sequence]]) -> Iterator[StepWork]:
+        The steps end with the first that ends at or after ``until_s``, with the
+        first at which a sequence ends, or before the first that may admit one.
+        `finish` ends them; their single tokens are not listed.
+        Raises RuntimeError when a step is in progress.
+        """
+        batch = self._batch
+        rows = batch.rows
+        if rows and not batch.prefilling and self._plan is None:
+            quiet = inf if not self._queue else self._policy.quiet_steps(self._queue, batch, self.pool)
+            if quiet:
+                line = self._line(rows)
+                if line is not None:
+                    steps = min(batch.forwards_left(), quiet)
+                    work = self._leap(now_s, until_s, int(steps), line)
+                    if work is not None:
+                        return work
+        cost = self._begin(now_s)
+        return None if cost is None else StepWork(now_s, cost.duration_s, cost.power_w, ())
+
+    def finish(self, now_s: float) -> dict[Sequence, str | None]:
+        """Ends what is in progress at ``now_s``: the sequences that have left the batch.
+
+        Each with its finish reason, None when it waits again. Cancelled ones are among them.
+        Raises RuntimeError when no step is in progress.
+        """
+        if self._plan is None:
+            raise RuntimeError("finish_step: no step is in progress")
+        chunks, decode = self._plan
+        self._plan = None
+        batch = self._batch
+        ended: dict[Sequence, str | None] = {}
+        if decode:
+            batch.advance(self._steps)
+            while (sequence := batch.ending()) is not None:
+                ended[sequence] = self._leave(sequence, now_s)
+        for sequence, n in chunks:
+            sequence.computed += n
+            if sequence.prompt_ids is not None:
+                self._policy.prefilled(sequence, self.pool)
+            if sequence.computed < sequence.stretch_prompt_tokens:
+                continue
+            sequence.emitted += 1
+            if sequence.first_s is None and not sequence.cancelled:
+                sequence.first_s = now_s
+            # One of the stretch's tokens has just come out.
+            left = min(sequence.stretch_new_tokens - 1, sequence.reply_tokens - sequence.emitted)
+            if left and not sequence.cancelled:
+                batch.decode(sequence, left)
+                self._policy.decoding(sequence, self.pool)
+            else:
+                ended[sequence] = self._leave(sequence, now_s)
+        return ended
+
+    def _leave(self, sequence: Sequence, now_s: float) -> str | None:
+        """A sequence is at its last token, or at the last of its stretch, or cancelled and at a token."""
+        self._policy.release(sequence, self.pool)
+        self._batch.leave(sequence)
+        if sequence.cancelled:
+            sequence.emitted -= 1
+            return None
+        reason = sequence.finish_reason
+        if sequence.emitted < sequence.reply_tokens:
+            if self._policy.stretch(sequence, self.pool, self._max_total_tokens) is None:
+                sequence.computed = 0
+                self._queue.append(sequence)
+                return None
+            reason = "length"
+        sequence.done_s = now_s
+        return reason
+
+    def _begin(self, now_s: float) -> StepCost | None:
+        if self._plan is not None:
+            raise RuntimeError("start_step: the previous step has not finished")
+        batch = self._batch
+        plan = self._policy.plan(self._queue, batch, self.pool)
+        if plan is None:
+            return None
+        self._plan = plan
+        self._steps = 1
+        if plan is DECODE:
+            batch.begun = batch.forwards + 1
+            rows = batch.rows
+            return self._model.step(
+                decode_rows=rows, decode_context_tokens=batch.context_tokens, emitting_rows=rows
+            )
+        prefill = pairs = span = emitting = decode = 0
+        for sequence, n in plan.chunks:
+            c = sequence.computed
+            prefill += n
+            pairs += n * c + n * (n + 1) // 2
+            span += c + n
+            emitting += c + n >= sequence.stretch_prompt_tokens
+            if sequence not in batch.members:
+                batch.admit(sequence)
+                if sequence.scheduled_s is None:
+                    sequence.scheduled_s = max(now_s, sequence.submitted_s or now_s)
+        if plan.decode:
+            decode = batch.rows
+            batch.begun = batch.forwards + 1
+        return self._model.step(
+            prefill_tokens=prefill,
+            prefill_pairs=pairs,
+            prefill_span_tokens=span,
+            decode_rows=decode,
+            decode_context_tokens=batch.context_tokens if decode else 0,
+            emitting_rows=emitting + decode,
+        )
+
+    def _rows(self) -> tuple[Row, ...]:
+        assert self._plan is not None
+        chunks, decode = self._plan
+        forwards = self._batch.forwards
+        if not chunks:
+            return tuple([(s.id, 0, 1, s.computed + forwards) for s in self._batch.members])
+        fed = dict(chunks)
+        rows: list[Row] = []
+        for s in self._batch.members:
+            if s in fed:
+                rows.append((s.id, fed[s], 0, s.computed))
+            elif decode and s.batch is not None:
+                rows.append((s.id, 0, 1, s.computed + forwards))
+        return tuple(rows)
+
+    def _line(self, rows: int) -> DecodeLine | None:
+        try:
+            return self._lines[rows]
+        except KeyError:
+            line = self._lines[rows] = self._model.decode_line(rows)
+            return line
+
+    def _leap(self, now_s: float, until_s: float, steps: int, line: DecodeLine) -> StepWork | None:
+        """Begins up to ``steps`` forwards of the decoding rows; None when the pool affords none.
+
+        Step i of k starts with ``c + i n`` cached tokens, so it takes ``d + 2 a i``
+        seconds with ``a = slope n / 2`` and all take ``k d + a k (k - 1)``. Energy
+        is a smooth function of i: k times its mean at the two nodes
+        ``(k - 1)/2 +- sqrt((k^2 - 1)/12)``, which sums cubics exactly.
+        """
+        batch = self._batch
+        rows, context = batch.rows, batch.context_tokens
+        base_s, slope_s, flop, flop_slope, traffic, traffic_slope = line
+        first_s = base_s + slope_s * context
+        bend_s = 0.5 * slope_s * rows
+        gap_s = max(until_s - now_s, 0.0)
+        k = steps
+        duration_s = k * (first_s + bend_s * (k - 1))
+        if duration_s - first_s - 2.0 * bend_s * (k - 1) >= gap_s:
+            linear_s = first_s - bend_s
+            # The root of bend k^2 + linear k = gap, in the form that holds for bend = 0 too.
+            k = max(1, ceil(2.0 * gap_s / (linear_s + sqrt(linear_s * linear_s + 4.0 * bend_s * gap_s))))
+            duration_s = k * (first_s + bend_s * (k - 1))
+        granted = self._policy.grow(k, batch, self.pool)
+        if granted < k:
+            if not granted:
+                return None
+            k = granted
+            duration_s = k * (first_s + bend_s * (k - 1))
+        power_w = self._model.power_w
+        middle = context + rows * 0.5 * (k - 1)
+        if k == 1:
+            watts = power_w(duration_s, flop + flop_slope * middle, traffic + traffic_slope * middle)
+        else:
+            away = rows * sqrt((k * k - 1) / 12.0)
+            low, high = middle - away, middle + away
+            low_s, high_s = base_s + slope_s * low, base_s + slope_s * high
+            watts = (
+                low_s * power_w(low_s, flop + flop_slope * low, traffic + traffic_slope * low)
+                + high_s * power_w(high_s, flop + flop_slope * high, traffic + traffic_slope * high)
+            ) / (low_s + high_s)
+        batch.begun = batch.forwards + k
+        self._plan = DECODE
+        self._steps = k
+        return StepWork(now_s, duration_s, watts, (), k)
+
+
+def drive(
+    engine: Engine, arrivals: Iterable[tuple[float, Sequence]], *, leap: bool = True
+) -> Iterator[StepWork]:
     """Runs the engine against arrivals without any event loop, as fast as it goes.
 
-    ``arrivals`` are (instant_s, sequence), sorted by instant. Yields each step
-    when it has finished; what became of a sequence is in its own instants.
-    Arrivals at or before the end of a step are in the queue when the next one
-    is planned. Gaps between yielded steps are idle.
+    ``arrivals`` are (instant_s, sequence), sorted by instant. Yields work when
+    it has finished; what became of a sequence is in its own instants. Arrivals
+    at or before the end of a step are in the queue when the next one is
+    planned. Gaps between yielded works are idle.
+
+    With ``leap`` alike steps come as one work and no work lists its rows;
+    instants and energies are the same.
     """
     pending = iter(arrivals)
-    following = next(pending, None)
+    due_s, arriving = next(pending, (inf, None))
     now_s = 0.0
+    submit, finish = engine.submit, engine.finish
     while True:
-        while following is not None and following[0] <= now_s:
-            engine.submit(following[1], following[0])
-            following = next(pending, None)
-        work = engine.start_step(now_s)
+        work = engine.start_leap(now_s, due_s) if leap else engine.start_step(now_s)
         if work is not None:
             now_s += work.duration_s
-            engine.finish_step(now_s)
-            yield work
-        elif following is not None:
-            now_s = following[0]
+        elif arriving is not None:
+            now_s = max(now_s, due_s)
         else:
             return
+        while arriving is not None and due_s <= now_s:
+            submit(arriving, due_s)
+            due_s, arriving = next(pending, (inf, None))
+        if work is not None:
+            finish(now_s)
+            yield work
