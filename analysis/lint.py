@@ -128,12 +128,14 @@ def _power_range(run: Run, gpu: PartEnergy) -> Iterator[str]:
     assert mean_w is not None
     known = floor.gpu_of(run)
     own = [w for w in (gpu.idle_before_w, gpu.idle_after_w) if w is not None]
-    if own and mean_w < UNDER_OWN_IDLE * min(own):
+    # A baseline may fall into the tail after work, from which some boards decay in a quarter of a minute.
+    decay = known.context_idle_w / known.tail_w if known is not None and known.tail_s > 0 else 1.0
+    if own and mean_w < UNDER_OWN_IDLE * decay * min(own):
         yield (
             f"mean GPU power {mean_w:.4g} W is below this run's own idle, {min(own):.4g} W: "
             "wrong board or dead server"
         )
-    if known is not None:
+    if known is not None and not floor.drawn(run):
         idle_w = boards * floor.least_idle_w(known)
         if mean_w < idle_w:
             yield (

@@ -23,6 +23,8 @@ value that does not exist is null there, and ``method`` says why):
   ``idle_power_w`` (also ``idle_before_w``, ``idle_after_w``), ``energy_per_attempt``,
   ``energy_per_request``, ``energy_per_output_token`` (joules, and with ``_wh`` in
   watt hours), ``output_tokens_per_joule``
+
+`loadgen summary` adds ``uncertainty``: the run's uncertainty.json, or null.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from loadgen.types import Reading, Record
@@ -131,6 +131,42 @@ class RunView:
             line = f"{elapsed_s:5.0f} s  {self._stage}: {self._done}/{self._planned} done"
             text = " · ".join(filter(None, (line, self._facts())))
             self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class CountView:
+    """How many of ``total`` are done: a bar on a terminal, plain lines elsewhere. A context manager."""
+
+    def __init__(self, console: Console, what: str, total: int, *, quiet: bool = False) -> None:
+        self._console, self._what, self._total, self._quiet = console, what, total, quiet
+        self._done = 0
+        self._began_s = self._said_s = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """Counts one more."""
+        self._done += 1
+        self._bar.advance(self._task)
+        now_s = time.monotonic()
+        if not self._quiet and not self._console.is_terminal and now_s - self._said_s >= _LINE_EVERY_S:
+            self._said_s = now_s
+            line = f"{now_s - self._began_s:5.0f} s  {self._what}: {self._done}/{self._total} done"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _minutes(duration_s: float) -> str:

@@ -12,7 +12,7 @@ from made_runs import INSTANT, constant, failed, lattice, record, run_of
 from analysis import energy, floor, lint
 from analysis.lint import Verdict
 from analysis.load import Run
-from loadgen.physics.hardware import GPUS
+from loadgen.physics.boards import GPUS
 from loadgen.types import Reading
 
 H100 = {"kind": "tgi", "model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "h100-sxm", "dtype": "bfloat16"}

@@ -33,11 +33,25 @@ class _Shown:
     average_w: float
 
 
+@dataclass(frozen=True)
+class _Sensor:
+    publish_s: float = 0.1
+    instant_window_s: float = 0.025
+    average_window_s: float = 1.0
+
+
 class _ConstantBoard:
-    """100 W for ever, published every 100 ms."""
+    """``power_w`` for ever, published every 100 ms; off from ``off_s`` on."""
+
+    sensor = _Sensor()
+
+    def __init__(self, power_w: float = 100.0, off_s: float = float("inf")) -> None:
+        self.power_w, self.off_s = power_w, off_s
 
     def published(self, t_s: float, /) -> _Shown:
-        return _Shown(100.0 * (int(t_s * 10 + 1e-9) / 10), 100.0, 100.0)
+        if t_s >= self.off_s:
+            raise PowerError("the board is off")
+        return _Shown(self.power_w * (int(t_s * 10 + 1e-9) / 10), self.power_w, self.power_w)
 
 
 class _Scripted:
@@ -106,7 +120,7 @@ def test_a_failed_read_is_a_gap_and_a_warning() -> None:
 
 def test_simulated_source_has_the_boards_domains_and_a_labelled_host() -> None:
     async def make() -> SimulatedSource:
-        return SimulatedSource(_ConstantBoard())
+        return SimulatedSource([_ConstantBoard()])
 
     source = clock.run_virtual(make())
     methods = {d.name: d.method for d in source.domains()}
@@ -122,7 +136,7 @@ def test_simulated_source_has_the_boards_domains_and_a_labelled_host() -> None:
 
 def test_simulated_source_adds_up_over_virtual_time() -> None:
     async def main() -> list[Reading]:
-        source = SimulatedSource(_ConstantBoard(), cpu_w=50.0, ram_gb=16.0)
+        source = SimulatedSource([_ConstantBoard()], cpu_w=50.0, ram_gb=16.0)
         stop = asyncio.Event()
         rows: list[Reading] = []
         asyncio.get_running_loop().call_later(60.0, stop.set)
@@ -137,11 +151,51 @@ def test_simulated_source_adds_up_over_virtual_time() -> None:
     assert last["gpu0.instant"].power_w == 100.0
 
 
+def test_several_simulated_boards_are_a_series_and_a_row_each() -> None:
+    async def main() -> tuple[SimulatedSource, list[Reading]]:
+        boards = [_ConstantBoard(100.0), _ConstantBoard(300.0)]
+        source = SimulatedSource(boards, gpu="Fake H100", power_limit_w=700.0)
+        stop = asyncio.Event()
+        rows: list[Reading] = []
+        asyncio.get_running_loop().call_later(10.0, stop.set)
+        await sample(source, 0.1, rows.append, stop)
+        return source, rows
+
+    source, rows = clock.run_virtual(main())
+    assert [d.name for d in source.domains()][:6] == [
+        *("gpu0", "gpu0.instant", "gpu0.average"),
+        *("gpu1", "gpu1.instant", "gpu1.average"),
+    ]
+    assert [d.averaging_s for d in source.domains()][:3] == [None, 0.025, 1.0]
+    assert [(b["domain"], b["index"], b["power_limit_w"]) for b in source.boards] == [
+        ("gpu0", 0, 700.0),
+        ("gpu1", 1, 700.0),
+    ]
+    last = {r.domain: r for r in rows}
+    assert last["gpu0"].energy_j == pytest.approx(1000.0) and last["gpu1"].energy_j == pytest.approx(3000.0)
+    assert last["gpu1.average"].power_w == 300.0
+
+
+def test_a_simulated_board_that_goes_off_leaves_a_gap_and_one_warning() -> None:
+    now_s = [0.0]
+    source = SimulatedSource([_ConstantBoard(), _ConstantBoard(off_s=1.0)], now=lambda: now_s[0])
+    domains = []
+    for t_s in (0.0, 1.0, 2.0):
+        now_s[0] = t_s
+        domains.append({r.domain for r in source.read()})
+    assert "gpu1" in domains[0] and domains[1] == domains[2] == domains[0] - {
+        *("gpu1", "gpu1.instant", "gpu1.average")
+    }
+    assert source.warnings == ["power: gpu1: the board is off"]
+
+
 def test_impossible_host_is_a_power_error() -> None:
+    with pytest.raises(PowerError, match="no board"):
+        SimulatedSource([], now=lambda: 0.0)
     with pytest.raises(PowerError, match=r"power\.ram_gb: expected > 0, got 0"):
-        SimulatedSource(_ConstantBoard(), ram_gb=0, now=lambda: 0.0)
+        SimulatedSource([_ConstantBoard()], ram_gb=0, now=lambda: 0.0)
     with pytest.raises(PowerError, match=r"power\.cpu_w"):
-        SimulatedSource(_ConstantBoard(), cpu_w=-1, now=lambda: 0.0)
+        SimulatedSource([_ConstantBoard()], cpu_w=-1, now=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
