@@ -14,16 +14,23 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from loadgen import clock
 from loadgen.clients import make_client
 from loadgen.clients.probe import probe
-from loadgen.types import Request, Tape
+from loadgen.launch import Launch, Launcher
+from loadgen.runner import run_plan
+from loadgen.server.host import serving
+from loadgen.server.service import Service
+from loadgen.types import Arrival, Plan, Record, Request, Tape
 
 VENV = Path(
     os.environ.get("LOADGEN_LLAMA_VENV", Path(__file__).resolve().parents[1] / ".venv-peers" / "llama")
@@ -220,3 +227,176 @@ def test_disconnecting_stops_the_generation(url):
     [(_, again)] = talk(url, "openai-chat", [Request(7, "text", {"prompt": "Hi.", "max_new_tokens": 4})])
     assert again.error is None
     assert counters(url)[1] - before[1] < 900
+
+
+@contextmanager
+def embedded(**launcher):
+    """The embedded server in llama.cpp's dialect, in a thread, as many slots and context as the real one."""
+    ready = threading.Event()
+    state = {}
+
+    async def serve():
+        launch = Launch(
+            seed=1,
+            model="qwen2.5-0.5b",
+            dialect="llama.cpp",
+            launcher=Launcher(max_num_seqs=4, max_total_tokens=1024, warm_up=False, **launcher),
+        )
+        async with serving(Service(launch), address=("127.0.0.1", 0)) as found:
+            state.update(url=found.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
+            ready.set()
+            await state["stop"].wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield state["url"]
+    finally:
+        state["loop"].call_soon_threadsafe(state["stop"].set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def load(url: str, protocol: str, asks: list[Request]) -> list[Record]:
+    """A closed loop of 8 in flight: the records, by id."""
+    records: list[Record] = []
+    plan = Plan(
+        tuple(Arrival(0.0, 0.0, ask) for ask in asks), max_in_flight=8, overflow="queue", seed=0, closed=True
+    )
+
+    async def main():
+        options = {"model": "smollm2", "headers": {}, "exact_lengths": "ignore_eos"}
+        async with make_client(protocol, url, **options) as client:
+            await run_plan(plan, client, zero_s=clock.now(), timeout_s=60.0, on_record=records.append)
+
+    asyncio.run(main())
+    return sorted(records, key=lambda record: record.id)
+
+
+def facts(record: Record) -> dict:
+    """What must not depend on who computed the reply: every field's type, all values but instants."""
+    fields = {name: type(getattr(record, name)).__name__ for name in record.__dataclass_fields__}
+    error = None if record.error is None else re.sub(r"[0-9]{4,}(?= tokens\) exceeds)", "#", record.error)
+    names = ("id", "status", "http_status", "finish_reason", "tokens_from", "output_tokens", "server_times")
+    return {"types": fields} | {name: getattr(record, name) for name in names} | {"error": error}
+
+
+def test_the_same_load_gives_the_same_records_as_the_embedded_server(url):
+    """64 requests, 8 in flight for 4 slots: good ones, some that break off their messages, one too long."""
+    asks = []
+    for i in range(64):
+        body = {"prompt": f"Count from {i}, please.", "max_new_tokens": 2 + i % 5}
+        if i % 16 == 7:
+            body = {"messages": "no list"}
+        elif i == 33:
+            body["prompt"] = "word " * 3000
+        asks.append(Request(i, "text", body))
+    real = load(url, "openai-chat", asks)
+    with embedded() as other:
+        ours = load(other, "openai-chat", asks)
+    assert len(real) == len(ours) == 64
+    assert [facts(record) for record in real] == [facts(record) for record in ours]
+    assert {record.status for record in real} == {"ok", "error"}
+    assert [r.output_tokens for r in real if r.status == "ok"] == [
+        2 + i % 5 for i in range(64) if i % 16 != 7 and i != 33
+    ]
+
+
+def send(url: str, path: str, body: object = None) -> tuple[int, str, bytes]:
+    """Status, content type and body of a POST (GET without a body)."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=EXCHANGE_S) as response:
+            return response.status, response.headers["content-type"], response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["content-type"], error.read()
+
+
+def shape(value: object) -> object:
+    """Keys in their order, and the types of what they hold."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()} | {"": list(value)}
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]]
+    return (
+        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+    )
+
+
+def shapes(answer: tuple[int, str, bytes]) -> tuple:
+    """Status and type of an answer, and the shape of its JSON or of each kind of its events, in order."""
+    status, kind, body = answer
+    if kind != "text/event-stream":
+        return status, kind, shape(json.loads(body))
+    blocks = body.decode().removesuffix("\n\n").split("\n\n")
+    found = [b if b == "data: [DONE]" else shape(json.loads(b.removeprefix("data: "))) for b in blocks]
+    return status, kind, [f for f, before in zip(found, [None, *found], strict=False) if f != before]
+
+
+HELLO = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3, "temperature": 0}
+FRANCE = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", HELLO),
+        ("/v1/chat/completions", HELLO | {"stream": True}),
+        ("/v1/chat/completions", HELLO | {"stream": True, "stream_options": {"include_usage": True}}),
+        ("/v1/chat/completions", HELLO | {"stream": True, "timings_per_token": True}),
+        ("/v1/chat/completions", HELLO | {"stream": True, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", HELLO | {"n": 2}),
+        ("/v1/chat/completions", HELLO | {"model": "nope", "frobnicate": 1, "stop": 5}),
+        ("/v1/chat/completions", HELLO | {"n": 9}),
+        ("/v1/chat/completions", {"messages": [{"content": "x"}]}),
+        ("/v1/chat/completions", b"{bad"),
+        ("/v1/chat/completions", b""),
+        ("/v1/completions", FRANCE),
+        ("/v1/completions", FRANCE | {"stream": True}),
+        ("/v1/completions", FRANCE | {"logprobs": 1}),
+        ("/v1/completions", FRANCE | {"prompt": ["a b", "c d"]}),
+        ("/v1/completions", {"prompt": "", "max_tokens": 2, "stream": True}),
+        ("/v1/completions", {}),
+        (
+            "/completion",
+            {"prompt": ["a", "b"], "n_predict": 2} | {"temperature": 0, "x": "not compared below"},
+        ),
+        ("/tokenize", {"content": "Hello there", "with_pieces": True}),
+        ("/tokenize", {"content": "Hello there"}),
+        ("/detokenize", {"tokens": [1000, 1001]}),
+        ("/apply-template", {"messages": HELLO["messages"]}),
+        ("/health", None),
+        ("/nope", None),
+        ("/v1/chat/completions", None),
+    ],
+)
+def test_the_dialect_answers_in_the_real_server_s_shape(url, path, body):
+    with embedded() as other:
+        real, ours = shapes(send(url, path, body)), shapes(send(other, path, body))
+    if path == "/completion":  # its settings are many more
+        for _, _, values in (real, ours):
+            values[0].pop("generation_settings")
+    assert ours == real
+
+
+def test_the_dialect_tells_nothing_that_the_real_server_does_not(url):
+    """Of its many properties, models' facts and counters the dialect has some, under the same names."""
+    with embedded() as other:
+        for path in ("/props", "/v1/models"):
+            real, ours = (json.loads(send(base, path)[2]) for base in (url, other))
+            assert ours.keys() <= real.keys()
+        real, ours = (json.loads(send(base, "/slots")[2]) for base in (url, other))
+        assert len(real) == len(ours)
+        assert ours[0].keys() <= real[0].keys()
+        real, ours = (json.loads(send(base, "/v1/models")[2])["data"][0] for base in (url, other))
+        assert (list(ours), ours["owned_by"]) == (list(real), real["owned_by"])
+        assert ours["meta"].keys() <= real["meta"].keys()
+        real, ours = (
+            set(re.findall(r"^# .*", get(base + "/metrics"), re.MULTILINE)) for base in (url, other)
+        )
+        assert ours <= real
+        assert len(ours) > 15

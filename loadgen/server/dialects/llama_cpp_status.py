@@ -1,0 +1,155 @@
+"""What llama.cpp's server tells of itself: models, properties, slots and metrics (b1-7e4c0a9, recorded).
+
+Left out: the counts of ``llama_decode()`` calls and of speculation. A slot is a
+place in the running batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loadgen.server.dialects.answers import Answers
+from loadgen.server.dialects.asks import Reply
+from loadgen.server.dialects.llama_cpp_wire import BUILD, settings
+from loadgen.server.text import EOS_TEXT
+
+
+class LlamaCppStatus:
+    """The status pages of one server of ``slots`` slots."""
+
+    def __init__(self, answers: Answers, slots: int) -> None:
+        self._answers = answers
+        self._count = slots
+        self._prompt_s = 0.0
+        self._predicted_s = 0.0
+        self._longest_tokens = 0
+        answers.tally.watch = self._ended
+
+    def _ended(self, reply: Reply, done: bool) -> None:
+        ticket = reply.ticket
+        if ticket is None or ticket.first_s is None or ticket.scheduled_s is None:
+            return
+        self._prompt_s += max(ticket.first_s - max(ticket.scheduled_s, ticket.submitted_s), 0.0)
+        self._longest_tokens = max(self._longest_tokens, reply.prompt.tokens + reply.emitted_tokens)
+        if ticket.done_s is not None:
+            self._predicted_s += ticket.done_s - ticket.first_s
+
+    def models(self, created_s: int) -> dict[str, Any]:
+        """``/v1/models``: Ollama's list and OpenAI's in one."""
+        limits = self._answers.service.limits
+        model = limits.model_id
+        details = {
+            "parent_model": "",
+            "format": "gguf",
+            "family": "",
+            "families": [""],
+            "parameter_size": "",
+            "quantization_level": "",
+        }
+        ollama = {
+            "name": model,
+            "model": model,
+            "modified_at": "",
+            "size": "",
+            "digest": "",
+            "type": "model",
+            "description": "",
+            "tags": [""],
+            "capabilities": ["completion"],
+            "parameters": "",
+            "details": details,
+        }
+        transformer = self._answers.service.deployment.model
+        meta = {
+            "vocab_type": 2,
+            "n_vocab": transformer.vocabulary,
+            "n_ctx": limits.max_total_tokens,
+            "n_ctx_train": transformer.max_position_embeddings,
+            "n_embd": transformer.hidden,
+        }
+        card = {
+            "id": model,
+            "aliases": [model],
+            "tags": [],
+            "object": "model",
+            "created": created_s,
+            "owned_by": "llamacpp",
+            "meta": meta,
+        }
+        return {"models": [ollama], "object": "list", "data": [card]}
+
+    def props(self) -> dict[str, Any]:
+        """``/props``."""
+        limits = self._answers.service.limits
+        return {
+            "default_generation_settings": {"params": settings({}), "n_ctx": limits.max_total_tokens},
+            "total_slots": self._count,
+            "model_alias": limits.model_id,
+            "model_path": limits.model_id,
+            "modalities": {"vision": False, "video": False, "audio": False},
+            "endpoint_slots": True,
+            "endpoint_props": False,
+            "endpoint_metrics": True,
+            "chat_template": "",
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": EOS_TEXT,
+            "build_info": BUILD,
+            "is_sleeping": False,
+        }
+
+    def slots(self) -> list[dict[str, Any]]:
+        """``/slots``: the running requests first, then the free places."""
+        context = self._answers.service.limits.max_total_tokens
+        running = [
+            r for r in self._answers.tally.live if r.ticket is not None and r.ticket.scheduled_s is not None
+        ]
+        slots: list[dict[str, Any]] = []
+        for number, reply in enumerate(running[: self._count]):
+            emitted = reply.emitted_tokens
+            following = {
+                "has_next_token": True,
+                "has_new_line": False,
+                "n_remain": reply.ask.max_new_tokens - emitted,
+                "n_decoded": emitted,
+            }
+            slot = {"id": number, "n_ctx": context, "speculative": False, "is_processing": True}
+            prompt = {
+                "id_task": reply.script.plan.request_id,
+                "n_prompt_tokens": reply.prompt.tokens + emitted,
+                "n_prompt_tokens_processed": reply.prompt.tokens - reply.cached_tokens,
+                "n_prompt_tokens_cache": reply.cached_tokens,
+            }
+            slots.append(slot | prompt | {"next_token": [following]})
+        idle = {"n_ctx": context, "speculative": False, "is_processing": False}
+        return slots + [{"id": number} | idle for number in range(len(slots), self._count)]
+
+    def metrics(self) -> str:
+        """``/metrics``."""
+        service, tally = self._answers.service, self._answers.tally
+        evaluated = tally.prompt_tokens - tally.cached_tokens
+        generated = tally.generated_tokens
+        prompt_s, predicted_s = self._prompt_s, self._predicted_s
+        rows: list[tuple[str, str, str, float]] = [
+            ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens",
+             evaluated),
+            ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache",
+             tally.cached_tokens),
+            ("prompt_seconds_total", "counter", "Total time spent processing prompts", prompt_s),
+            ("tokens_predicted_total", "counter", "Number of generation tokens processed", generated),
+            ("tokens_predicted_seconds_total", "counter", "Total time spent generating tokens", predicted_s),
+            ("n_tokens_max", "counter", "Largest observed sequence length (prompt + generation)",
+             self._longest_tokens),
+            ("prompt_tokens_seconds", "gauge", "Average prompt throughput in tokens/s",
+             evaluated / prompt_s if prompt_s else 0),
+            ("predicted_tokens_seconds", "gauge", "Average generation throughput in tokens/s",
+             generated / predicted_s if predicted_s else 0),
+            ("requests_processing", "gauge", "Number of requests processing", service.batch_size),
+            ("requests_deferred", "gauge", "Number of requests deferred", service.queue_size),
+        ]  # fmt: skip
+        lines = []
+        for name, kind, help_text, value in rows:
+            lines += [f"# HELP llamacpp:{name} {help_text}.".rstrip("."), f"# TYPE llamacpp:{name} {kind}"]
+            lines.append(
+                f"llamacpp:{name} {value:g}" if isinstance(value, float) else f"llamacpp:{name} {value}"
+            )
+        return "\n".join(lines) + "\n"
