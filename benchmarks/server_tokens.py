@@ -43,16 +43,24 @@ class _Raw(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-class _Bare:
+class _Bare(Service):
     """A service without an engine: all tokens of a reply, one callback each."""
 
-    def __init__(self, real: Service) -> None:
-        self.limits, self.seed, self.in_flight = real.limits, 0, 0
-
-    def submit(self, request_id: int, prompt: int, maximum: int, tokens: int, reason: str, sink: Sink) -> Any:
+    def submit(
+        self,
+        request_id: int,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        reply_tokens: int,
+        finish_reason: str,
+        sink: Sink,
+        *,
+        prompt_ids: bytes | None = None,
+    ) -> Any:
+        """Hands the tokens to the event loop."""
         loop = asyncio.get_running_loop()
-        for index in range(1, tokens + 1):
-            loop.call_soon(sink.token, index, reason if index == tokens else None)
+        for index in range(1, reply_tokens + 1):
+            loop.call_soon(sink.token, index, finish_reason if index == reply_tokens else None)
         now_s = clock.now()
         values = dict.fromkeys(("submitted_s", "scheduled_s", "first_s", "done_s"), now_s)
         return type("Ticket", (), {**values, "cancel": lambda self: None})()
@@ -68,11 +76,10 @@ def _request(tokens: int) -> bytes:
 
 async def _measure(bare: bool, tcp: bool, tokens: int, requests: int) -> float:
     """CPU seconds for ``requests`` replies, 32 at a time."""
-    real = Service("llama-3.1-8b", "h100-sxm", "bfloat16")
-    service = cast(Service, _Bare(real)) if bare else real
-    runner = web.AppRunner(make_app(service, seed=0), handler_cancellation=True, access_log=None)
+    service = _Bare() if bare else Service()
+    runner = web.AppRunner(make_app(service), handler_cancellation=True, access_log=None)
     await runner.setup()
-    engine = asyncio.create_task(real.run())
+    engine = asyncio.create_task(service.run())
     dial: Callable[[], Awaitable[_Raw]]
     if tcp:
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -105,7 +112,7 @@ async def _measure(bare: bool, tcp: bool, tokens: int, requests: int) -> float:
     await asyncio.gather(*(worker(requests // 32) for _ in range(32)))
     used_s = time.process_time() - before_s
     await runner.cleanup()
-    real.close()
+    service.close()
     await engine
     return used_s / (requests // 32 * 32)
 

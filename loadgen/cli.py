@@ -11,23 +11,27 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
 import loadgen
-from loadgen import clock, overrides
+from loadgen import clock, launch_flags, overrides
 from loadgen.clients.redaction import redact_url
 from loadgen.config import Tree, near, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
 from loadgen.scenario_file import find_scenario, shipped_scenarios, validate
+
+if TYPE_CHECKING:
+    from loadgen.experiment import Order
 
 OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -125,6 +129,13 @@ def _parser() -> _Parser:
         default=[],
         help="exit 1 when true, e.g. 'p99_ttft>0.5' (seconds); repeatable; names in docs/method.md",
     )
+    run.add_argument(
+        "--uncertainty",
+        metavar="N",
+        type=_at_least(2),
+        help="embedded server only: repeat the run over N draws of the simulated hardware's uncertain\n"
+        "constants and print the range of each figure",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.set_defaults(go=_run, parser=run)
 
@@ -155,30 +166,14 @@ def _parser() -> _Parser:
         "power of a simulated GPU. Text is made up; timing, batching, limits and errors are TGI's.",
         formatter_class=formatter,
     )
-    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
+    serve.add_argument(
+        "--host", "--hostname", default="127.0.0.1", help="address to bind (default %(default)s)"
+    )
     serve.add_argument(
         "--port", type=_at_least(0, 65535), default=8080, help="port, 0 for a free one (default %(default)s)"
     )
-    serve.add_argument(
-        "--model", default=None, metavar="M", help="model to simulate (default llama-3.1-8b, the only one)"
-    )
-    serve.add_argument("--gpu", default=None, metavar="G", help="h100-sxm or a100-sxm (default h100-sxm)")
-    serve.add_argument("--dtype", default=None, metavar="D", help="bfloat16 or float32 (default bfloat16)")
-    serve.add_argument(
-        "--seed",
-        type=_at_least(0),
-        default=0,
-        metavar="N",
-        help="seed of reply lengths (default %(default)s)",
-    )
-    serve.add_argument(
-        "--max-concurrent-requests",
-        type=_at_least(1),
-        default=128,
-        metavar="N",
-        help="refuse with 429 beyond (default 128)",
-    )
-    serve.add_argument("--api-key", metavar="K", help="demand this bearer token on POST routes")
+    serve.add_argument("--api-key", metavar="K", help="demand this bearer token on routes that generate")
+    launch_flags.add_flags(serve)
     serve.set_defaults(go=_serve, parser=serve)
     return parser
 
@@ -195,6 +190,7 @@ def _run(args: argparse.Namespace) -> int:
     from loadgen.experiment import Order, execute
     from loadgen.plan import build
     from loadgen.progress import RunView
+    from loadgen.uncertainty import refuse
 
     conditions = [parse(text) for text in args.fail_if]
     scenario, text, _ = _resolve(args)
@@ -202,6 +198,8 @@ def _run(args: argparse.Namespace) -> int:
         raise LoadgenError(
             "--clock virtual: only the embedded server can be run in virtual time, and there is a url"
         )
+    if args.uncertainty is not None:
+        refuse(scenario, args.clock)
     talk = Console(stderr=True)
     with talk.status("planning") if talk.is_terminal and not args.quiet else nullcontext():
         planned = build(scenario)
@@ -221,19 +219,55 @@ def _run(args: argparse.Namespace) -> int:
     if view.path is None:
         return INTERRUPTED
     status = _report(view.path, conditions)
-    print(view.path)
+    try:
+        if args.uncertainty is not None and not interrupted:
+            interrupted = not _repeat(order, view.path, args.uncertainty, quiet=args.quiet)
+    finally:
+        print(view.path)  # whatever becomes of the draws, the run is kept
     return INTERRUPTED if interrupted else status
 
 
-def _report(path: Path, conditions: list[Any]) -> int:
+def _repeat(order: Order, path: Path, count: int, *, quiet: bool) -> bool:
+    """Repeats the run at ``path`` over draws of the constants; whether all of them ended."""
+    from analysis import envelope
+    from loadgen.progress import CountView
+    from loadgen.uncertainty import repeat
+
+    talk = Console(stderr=True)
+    draws: dict[int, dict[str, Any]] = {}
+    with CountView(talk, "draws of the constants", count, quiet=quiet) as view:
+        try:
+            for draw, figures in repeat(order, count, envelope.figures_of):
+                draws[draw] = figures
+                view.advance()
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            talk.print(f"interrupted after {len(draws)} of {count} draws", highlight=False)
+    if len(draws) >= envelope.FEWEST_DRAWS:
+        found = envelope.envelope(envelope.figures_of(path), draws, count, order.scenario.seed)
+        envelope.write(path, found)
+        envelope.render(found, Console())
+    return len(draws) == count
+
+
+def _summarized(path: Path) -> dict[str, Any]:
+    """The summary of a run directory, with its envelope of uncertainty if it has one."""
+    from analysis import envelope
     from analysis.load import load_run
-    from analysis.show import render
     from analysis.summary import summarize
+
+    return summarize(load_run(path)) | {"uncertainty": envelope.read(path)}
+
+
+def _report(path: Path, conditions: list[Any]) -> int:
+    from analysis import envelope
+    from analysis.show import render
 
     talk = Console(stderr=True)
     with talk.status("summarising") if talk.is_terminal else nullcontext():
-        summary = summarize(load_run(path))
+        summary = _summarized(path)
     render(summary, Console())
+    if summary["uncertainty"] is not None:
+        envelope.render(summary["uncertainty"], Console())
     return _verdict(summary, conditions)
 
 
@@ -265,15 +299,13 @@ def _check(args: argparse.Namespace) -> int:
 
 def _summary(args: argparse.Namespace) -> int:
     from analysis.fail_if import parse
-    from analysis.load import load_run
-    from analysis.summary import summarize
 
     conditions = [parse(text) for text in args.fail_if]
     if args.run.is_file():
         raise LoadgenError(f"{args.run}: expected a run directory, got a file")
     if not args.json:
         return _report(args.run, conditions)
-    summary = summarize(load_run(args.run))
+    summary = _summarized(args.run)
     print(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode())
     return _verdict(summary, conditions)
 
@@ -281,33 +313,53 @@ def _summary(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from loadgen.server.host import serving
     from loadgen.server.service import Service
-    from loadgen.target import DEFAULT_DTYPE, DEFAULT_GPU, DEFAULT_MODEL
 
-    async def serve() -> None:
-        service = Service(
-            args.model or DEFAULT_MODEL,
-            args.gpu or DEFAULT_GPU,
-            args.dtype or DEFAULT_DTYPE,
-            seed=args.seed,
-            max_concurrent_requests=args.max_concurrent_requests,
-        )
-        address = (args.host, args.port)
-        async with serving(service, seed=args.seed, address=address, api_key=args.api_key) as host:
-            limits = service.limits
+    # What is no HTTP is answered with 400; aiohttp's traceback for each would drown the rest.
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not _is_bad_http(record))
+    launch = launch_flags.launch_of(args)
+    for flag in launch_flags.without_effect(args):
+        print(f"loadgen: note: {flag} changes nothing here", file=sys.stderr)
+
+    async def serve() -> int:
+        service = Service(launch)
+        slow_s = launch.faults.slow_start_s
+        slow = f", refusing connections for {slow_s:g} s" if slow_s else ""
+        asked_to_end = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _end_or_exit, asked_to_end)
+        async with serving(service, address=(args.host, args.port), api_key=args.api_key) as host:
             print(
-                f"loadgen: serving {limits.model_id} on simulated {args.gpu or DEFAULT_GPU} at {host.url} "
-                f"(TGI and OpenAI routes; Ctrl-C ends it)",
+                f"loadgen: serving {service.limits.model_id} on simulated {launch.gpu} at {host.url} "
+                f"({launch.dialect} dialect{slow}; Ctrl-C ends it)",
                 file=sys.stderr,
                 flush=True,
             )
-            await asyncio.Event().wait()
-
-    try:
-        with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
-            runner.run(serve())
-    except KeyboardInterrupt:
+            waits = [asyncio.create_task(event.wait()) for event in (asked_to_end, host.crashed)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if host.crashed.is_set():
+                print("loadgen: crashed on demand (crash_after_requests)", file=sys.stderr)
+                return INVALID
+            await host.drain()
         return OK
-    return OK
+
+    with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
+        return runner.run(serve())
+
+
+def _is_bad_http(record: logging.LogRecord) -> bool:
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+
+
+def _end_or_exit(asked_to_end: asyncio.Event) -> None:
+    """First signal: end gracefully. Second: at once."""
+    if asked_to_end.is_set():
+        os._exit(INTERRUPTED)
+    asked_to_end.set()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ readiness order belongs to the kernel.
 from __future__ import annotations
 
 import asyncio
+import errno
 import selectors
 import time
 from collections import deque
@@ -151,13 +152,17 @@ class _MemoryTransport(asyncio.Transport):
             self._loop.call_soon(self._flush_held)
 
     def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._loop.call_soon(self._peer._receive_close)
-            self._loop.call_soon(self._lose, None)
+        self._end(None)
 
     def abort(self) -> None:
-        self.close()
+        """Closes; the peer loses the connection to a reset, as on a TCP connection with unread data."""
+        self._end(ConnectionResetError(errno.ECONNRESET, "reset by peer"))
+
+    def _end(self, told: Exception | None) -> None:
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon(self._peer._receive_close, told)
+            self._loop.call_soon(self._lose, None)
 
     def _receive(self, data: bytes) -> None:
         if self._closing:
@@ -181,9 +186,9 @@ class _MemoryTransport(asyncio.Transport):
         if not self._closing and not self._protocol.eof_received():
             self.close()
 
-    def _receive_close(self) -> None:
+    def _receive_close(self, told: Exception | None) -> None:
         self._closing = True
-        self._lose(None)
+        self._lose(told)
 
     def _flush_held(self) -> None:
         while self._held and not self._read_paused and not self._closing:

@@ -84,7 +84,7 @@ async def execute(order: Order, view: RunView) -> Path:
             run = _Run(order, target, view)
             view.path = run.writer.path
             view.power_label = f"({target.power_label})"
-            if target.board is not None:
+            if target.embedded is not None:
                 steps.connect(run.writer.log_server_steps().append)
             await run.go()
         status = "complete"
@@ -94,14 +94,14 @@ async def execute(order: Order, view: RunView) -> Path:
     finally:
         # Sealed only now: the engine writes its last stretch when the target closes.
         if run is not None:
-            with _deaf_to_ctrl_c():
+            with deaf_to_ctrl_c():
                 run.seal(status, steps.end_s)
     return run.writer.path
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """For the milliseconds in which an interruption would leave a finished run unsealed."""
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignores Ctrl-C in the block: in what must not be cut, and in processes started there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -249,8 +249,14 @@ class _Run:
             writer.manifest["warnings"].append(
                 f"{resent} requests were sent again: the server had closed their pooled connection before"
             )
-        if target.board is not None:
-            writer.manifest["engine"] = {"energy_j": target.board.energy_j(engine_end_s)}
+        if target.embedded is not None:
+            writer.manifest["engine"] = {"energy_j": target.embedded.energy_j(engine_end_s)}
+            for index, board in enumerate(target.embedded.boards):
+                if board.capped_s > 0:
+                    writer.manifest["warnings"].append(
+                        f"gpu{index} was held at its power limit for {board.capped_s:.3g} s; "
+                        "a real board would also have slowed down"
+                    )
         writer.seal(status)
 
     def _manifest(self, scenario: dict[str, Any], digest: str, now: datetime) -> dict[str, Any]:

@@ -11,15 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import orjson
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from loadgen.arrivals import (
     AllAtOnce,
@@ -33,25 +25,23 @@ from loadgen.arrivals import (
     UniformScript,
 )
 from loadgen.config import show
+from loadgen.launch import (
+    DEFAULT_DTYPE,
+    DEFAULT_GPU,
+    DEFAULT_MODEL,
+    Dialect,
+    Faults,
+    Hardware,
+    Launch,
+    Launcher,
+    Scheduler,
+)
+from loadgen.section import Count, NotNegative, Positive, Section, wrong
 from loadgen.types import ArrivalProcess, Overflow
 
 MOST_REQUESTS = 10_000_000  # the whole plan is in memory before the first byte
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
 Requests = Annotated[int, Field(gt=0, le=MOST_REQUESTS)]
-
-
-def _wrong(expected: str, key: str = "", got: str = "") -> PydanticCustomError:
-    """A cross-field mistake, placed at ``key`` of the section it was found in."""
-    return PydanticCustomError("scenario", "{expected}", {"expected": expected, "key": key, "got": got})
-
-
-class Section(BaseModel):
-    """A part of a scenario: no unknown keys, no silent conversion, no change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
 class Server(Section):
@@ -63,9 +53,14 @@ class Server(Section):
     gpu: str | None = None
     dtype: str | None = None
     streaming: bool = True
-    headers: dict[str, str] = {}
-    extra_body: dict[str, Any] = {}
+    headers: dict[str, str] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    dialect: Dialect = "tgi"
+    scheduler: Scheduler | None = None
     max_concurrent_requests: Count = 128
+    launcher: Launcher = Launcher()
+    hardware: Hardware = Hardware()
+    faults: Faults = Faults()
 
     @field_validator("url")
     @classmethod
@@ -78,7 +73,7 @@ class Server(Section):
         except ValueError:  # a port above 65535, an unclosed bracket
             good = False
         if not good or re.search(r"\s", url):
-            raise _wrong("http://HOST[:PORT] or https://...", "", show(re.sub(r"//[^/@]*@", "//***@", url)))
+            raise wrong("http://HOST[:PORT] or https://...", "", show(re.sub(r"//[^/@]*@", "//***@", url)))
         return url
 
     @field_validator("headers")
@@ -86,9 +81,9 @@ class Server(Section):
     def _well_formed(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # RFC 9110 section 5.6.2, token
-                raise _wrong("header names of letters, digits and !#$%&'*+-.^_`|~", "", repr(name))
+                raise wrong("header names of letters, digits and !#$%&'*+-.^_`|~", "", repr(name))
             if re.search(r"[\r\n\0]", value):
-                raise _wrong(f"no line breaks in the value of {name}", "", "one")
+                raise wrong(f"no line breaks in the value of {name}", "", "one")
         return headers
 
     @model_validator(mode="after")
@@ -96,8 +91,23 @@ class Server(Section):
         try:
             orjson.dumps(self.extra_body)
         except orjson.JSONEncodeError as exc:
-            raise _wrong(f"values that JSON can hold ({exc})", "extra_body") from None
+            raise wrong(f"values that JSON can hold ({exc})", "extra_body") from None
         return self
+
+    def launch(self, seed: int) -> Launch:
+        """The embedded server these keys describe, under the scenario's seed."""
+        return Launch(
+            model=self.model or DEFAULT_MODEL,
+            gpu=self.gpu or DEFAULT_GPU,
+            dtype=self.dtype or DEFAULT_DTYPE,
+            seed=seed,
+            dialect=self.dialect,
+            scheduler=self.scheduler,
+            max_concurrent_requests=self.max_concurrent_requests,
+            launcher=self.launcher,
+            hardware=self.hardware,
+            faults=self.faults,
+        )
 
 
 class Shaping(Section):
@@ -109,7 +119,7 @@ class Shaping(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.policy == "gate" and self.interval_s is None:
-            raise _wrong("a number of seconds between openings of the gate", "interval_s", "nothing")
+            raise wrong("a number of seconds between openings of the gate", "interval_s", "nothing")
         return self
 
 
@@ -136,7 +146,7 @@ class Load(Section):
     @model_validator(mode="after")
     def _some_end(self) -> Self:
         if self.requests is None and self.duration_s is None and not self.bounded:
-            raise _wrong("a count of requests (or a duration_s)", "requests", "nothing")
+            raise wrong("a count of requests (or a duration_s)", "requests", "nothing")
         return self
 
 
@@ -151,7 +161,7 @@ class ConstantLoad(Load):
     def _one_rate(self) -> Self:
         if (self.interval_s is None) == (self.rate_rps is None):
             got = "nothing" if self.interval_s is None else "both"
-            raise _wrong("either interval_s or rate_rps", "interval_s", got)
+            raise wrong("either interval_s or rate_rps", "interval_s", got)
         return self
 
     def process(self) -> ArrivalProcess:
@@ -168,7 +178,7 @@ class UniformLoad(Load):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.high_s < self.low_s:
-            raise _wrong(f">= low_s ({self.low_s})", "high_s", str(self.high_s))
+            raise wrong(f">= low_s ({self.low_s})", "high_s", str(self.high_s))
         return self
 
     def process(self) -> ArrivalProcess:
@@ -239,11 +249,11 @@ class ClosedLoad(Load):
     @model_validator(mode="after")
     def _no_demand_times(self) -> Self:
         if self.duration_s is not None:
-            raise _wrong("none: a closed loop is planned by its count", "duration_s", str(self.duration_s))
+            raise wrong("none: a closed loop is planned by its count", "duration_s", str(self.duration_s))
         if self.shaping.policy != "none":
-            raise _wrong("no shaping: a closed loop has no demand times", "shaping", self.shaping.policy)
+            raise wrong("no shaping: a closed loop has no demand times", "shaping", self.shaping.policy)
         if self.overflow != "queue":
-            raise _wrong("'queue': a closed loop drops nothing", "overflow", self.overflow)
+            raise wrong("'queue': a closed loop drops nothing", "overflow", self.overflow)
         return self
 
     def process(self) -> ArrivalProcess:
@@ -311,7 +321,7 @@ class Power(Section):
     source: Literal["auto", "none", "nvml"] = "auto"
     interval_s: Annotated[float, Field(ge=0.01, le=10)] = 0.1
     baseline_s: NotNegative = 2.0
-    gpus: list[str] = []
+    gpus: list[str] = Field(default_factory=list)
 
     @field_validator("gpus", mode="before")
     @classmethod
@@ -350,6 +360,11 @@ SOURCES: dict[str, type[Prompts]] = {
     "trace": TracePrompts,
 }
 SECTIONS: dict[str, type[Section]] = {"server": Server, "power": Power, "slo": Slo}
+SERVER_SECTIONS: dict[str, type[Section]] = {
+    "launcher": Launcher,
+    "hardware": Hardware,
+    "faults": Faults,
+}
 
 AnyLoad = Annotated[
     ConstantLoad | UniformLoad | PoissonLoad | GammaLoad | StepsLoad | BurstLoad | ClosedLoad | TraceLoad,
@@ -375,5 +390,5 @@ class Scenario(Section):
     def _consistent(self) -> Self:
         lengths_of_trace = isinstance(self.prompts, TracePrompts) and self.prompts.path is None
         if lengths_of_trace and not isinstance(self.load, TraceLoad):
-            raise _wrong("a trace file (only load.pattern trace has one to share)", "prompts", "no path")
+            raise wrong("a trace file (only load.pattern trace has one to share)", "prompts", "no path")
         return self

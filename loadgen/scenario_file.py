@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from loadgen.config import Place, Tree, explain, near, read_yaml
 from loadgen.errors import ConfigError
-from loadgen.scenario import LOADS, SECTIONS, SOURCES, Scenario, Section, Shaping, StageLoad
+from loadgen.scenario import LOADS, SECTIONS, SERVER_SECTIONS, SOURCES, Scenario, Shaping, StageLoad
+from loadgen.section import Section
 
 
 def _expectation(name: str, model: type[BaseModel]) -> str:
@@ -46,6 +47,8 @@ def keys_at(place: Place) -> Mapping[str, str]:
             model = Shaping
     elif place:
         model = SECTIONS.get(str(place[0]))
+        if place[0] == "server" and len(place) > 1:
+            model = SERVER_SECTIONS.get(str(place[1]))
     return {name: _expectation(name, model) for name in model.model_fields} if model else {}
 
 

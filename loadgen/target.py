@@ -19,16 +19,14 @@ from loadgen.clients.http import Dial
 from loadgen.clients.probe import probe
 from loadgen.clients.redaction import redact_url
 from loadgen.errors import ConfigError, PowerError
-from loadgen.physics.transformer import MODELS
+from loadgen.physics.models import MODELS
 from loadgen.power.nvml import NvmlSource
 from loadgen.power.simulated import SimulatedSource
 from loadgen.scenario import Scenario, Server
-from loadgen.server.gpu import Board
 from loadgen.server.host import serving
 from loadgen.server.service import Service
 from loadgen.types import Client, PowerSource, Step
 
-DEFAULT_MODEL, DEFAULT_GPU, DEFAULT_DTYPE = "llama-3.1-8b", "h100-sxm", "bfloat16"
 API_KEY_VARIABLE = "LOADGEN_API_KEY"
 _OWN_FILES, _MANY_FILES = 64, 65_536
 _TAKES_IGNORE_EOS = ("embedded", "tgi", "vllm", "sglang", "llama.cpp")
@@ -49,7 +47,7 @@ class Target:
     power: PowerSource | None
     power_reason: str | None
     power_label: str
-    board: Board | None = None
+    embedded: Service | None = None
     notes: tuple[str, ...] = field(default=())
 
     def manifest(self) -> dict[str, Any]:
@@ -118,22 +116,13 @@ async def _embedded(
     scenario: Scenario, exact_lengths: bool, on_step: Callable[[Step], None] | None
 ) -> AsyncIterator[Target]:
     server = scenario.server
-    model, gpu, dtype = (
-        server.model or DEFAULT_MODEL,
-        server.gpu or DEFAULT_GPU,
-        server.dtype or DEFAULT_DTYPE,
-    )
-    service = Service(
-        model,
-        gpu,
-        dtype,
-        seed=scenario.seed,
-        max_concurrent_requests=server.max_concurrent_requests,
-        on_step=on_step,
-    )
+    launch = server.launch(scenario.seed)
+    service = Service(launch, on_step=on_step)
     address = None if clock.is_virtual() else ("127.0.0.1", 0)
-    protocol = "tgi" if server.protocol == "auto" else server.protocol
-    async with serving(service, seed=scenario.seed, address=address) as host:
+    protocol = server.protocol
+    if protocol == "auto":
+        protocol = "tgi" if launch.dialect == "tgi" else "openai-chat"
+    async with serving(service, address=address) as host:
 
         async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.Transport, asyncio.Protocol]:
             near = factory()
@@ -154,21 +143,22 @@ async def _embedded(
                 "power.source: nvml measures a real board; the embedded server has a simulated one"
             )
         if scenario.power.source == "auto":
-            power = SimulatedSource(service.board, gpu=service.gpu.name, power_limit_w=service.gpu.tdp_w)
+            gpu = service.deployment.gpu
+            power = SimulatedSource(service.boards, gpu=gpu.name, power_limit_w=gpu.tdp_w)
         async with client:
             yield Target(
                 client=client,
                 kind="embedded",
                 protocol=protocol,
                 url=host.url,
-                model=model,
-                gpu=gpu,
-                dtype=dtype,
+                model=launch.model,
+                gpu=launch.gpu,
+                dtype=launch.dtype,
                 limits=asdict(service.limits),
                 power=power,
                 power_reason=None if power else "power.source is none",
                 power_label="simulated" if power else "unavailable",
-                board=service.board,
+                embedded=service,
             )
 
 

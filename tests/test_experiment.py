@@ -91,16 +91,21 @@ def test_steps_and_idle_add_up_and_the_integrated_energy_is_the_engines(fixed: P
 
 
 def test_the_engines_log_holds_each_requests_tokens(fixed: Path) -> None:
+    found: dict[int, int] = {}  # tokens of the prompt that the prefix cache held
     prefill: Counter[int] = Counter()
     decode: Counter[int] = Counter()
     for step in rundir.read_steps(fixed):
-        for id, prefill_tokens, decode_tokens, _ in step.sequences:
+        for id, prefill_tokens, decode_tokens, context_tokens in step.sequences:
+            found.setdefault(id, context_tokens)
             prefill[id] += prefill_tokens
             decode[id] += decode_tokens
     for record in rundir.read_records(fixed):
-        assert prefill[record.id] == record.prompt_tokens
+        assert found[record.id] + prefill[record.id] == record.prompt_tokens
         # The step that ends the prefill emits the first token; each later token is a decode row.
         assert decode[record.id] == (record.output_tokens or 0) - 1
+    measured = [found[record.id] for record in rundir.read_records(fixed) if record.phase == "measure"]
+    # Synthetic chats share the template's first tokens and little else.
+    assert 0 < max(measured) < 40
 
 
 def test_fixed_50ms_costs_what_physics_allows(fixed: Path) -> None:
@@ -198,7 +203,8 @@ def test_an_interruption_seals_the_run_with_all_its_records(tmp_path: Path) -> N
 
 
 def test_an_interruption_during_warm_up_leaves_every_record_too(tmp_path: Path) -> None:
-    path = run(scenario(), tmp_path, stop_after_s=0.05)
+    server = {"launcher": {"warm_up": False}}
+    path = run(scenario(server=server), tmp_path, stop_after_s=0.05)
     records = rundir.read_records(path)
     assert len(records) == 122 and {r.status for r in records} == {"cancelled"}
     assert summarize(load_run(path))["valid"] is False

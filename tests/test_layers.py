@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest first; a module may import its own layer and those below it.
 LAYERS: list[set[str]] = [
-    {"loadgen", "loadgen.types", "loadgen.errors", "loadgen.clock", "loadgen.seeds", "loadgen.config"},
+    {
+        "loadgen",
+        "loadgen.types",
+        "loadgen.errors",
+        "loadgen.clock",
+        "loadgen.seeds",
+        "loadgen.config",
+        "loadgen.section",
+    },
     {
         "loadgen.physics",
         "loadgen.arrivals",
@@ -24,12 +32,21 @@ LAYERS: list[set[str]] = [
         "loadgen.rundir",
         "loadgen.provenance",
         "loadgen.pacer",
+        "loadgen.launch",
+        "loadgen.launch_flags",
+        "loadgen.server.prefix_cache",
+        "loadgen.server.batch",
+        "loadgen.server.policy",
         "loadgen.server.engine",
+        "loadgen.server.tgi_policy",
+        "loadgen.server.vllm_policy",
         "loadgen.server.gpu",
+        "loadgen.server.limits",
+        "loadgen.server.deployment",
     },
     {"loadgen.clients", "loadgen.power", "loadgen.server"},
     {"loadgen.target", "loadgen.runner", "loadgen.progress"},
-    {"loadgen.experiment"},
+    {"loadgen.experiment", "loadgen.uncertainty"},
     {"loadgen.cli"},
     {"loadgen.__main__"},
 ]

@@ -6,68 +6,39 @@ import asyncio
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import openai
 import pytest
+from conformance.processes import Server, occupied, servers
 from huggingface_hub import AsyncInferenceClient, ChatCompletionInputStreamOptions, InferenceClient
 from huggingface_hub.errors import OverloadedError, ValidationError
 
-from loadgen.server.host import serving
-from loadgen.server.service import Service
-
 ROOT = Path(__file__).parents[1]
-PEER = Path(
-    os.environ.get(
-        "LOADGEN_TEXT_GENERATION_PYTHON", ROOT / ".venv-peers" / "text-generation" / "bin" / "python"
-    )
-)
+PEERS = Path(os.environ.get("LOADGEN_PEERS", ROOT / ".venv-peers"))
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 MESSAGES: list[Any] = [{"role": "user", "content": "Thank you!"}]
 
 
-@contextmanager
-def server(max_concurrent_requests: int = 128) -> Iterator[str]:
-    """The URL of a server in a thread of its own."""
-    ready = threading.Event()
-    state: dict[str, Any] = {}
-
-    async def serve() -> None:
-        service = Service(
-            "llama-3.1-8b", "h100-sxm", "bfloat16", max_concurrent_requests=max_concurrent_requests
-        )
-        async with serving(service, seed=1, address=("127.0.0.1", 0)) as found:
-            state.update(url=found.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
-            ready.set()
-            await state["stop"].wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield state["url"]
-    finally:
-        state["loop"].call_soon_threadsafe(state["stop"].set)
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with server() as found:
+def running() -> Iterator[dict[str, Server]]:
+    flags = {"open": ("--no-warm-up",), "full": ("--no-warm-up", "--max-concurrent-requests=1")}
+    with servers(**flags) as found, occupied(found["full"]):
         yield found
 
 
 @pytest.fixture(scope="module")
-def full_url() -> Iterator[str]:
+def url(running: dict[str, Server]) -> str:
+    return running["open"].url
+
+
+@pytest.fixture(scope="module")
+def full_url(running: dict[str, Server]) -> str:
     """A server that refuses every request."""
-    with server(max_concurrent_requests=0) as found:
-        yield found
+    return running["full"].url
 
 
 @pytest.fixture(autouse=True)
@@ -203,11 +174,13 @@ def test_openai_async(url: str) -> None:
     asyncio.run(main())
 
 
-def test_text_generation_0_7_0_in_its_own_environment(url: str, full_url: str) -> None:
-    if not PEER.exists():
-        pytest.skip(f"no text-generation environment: {PEER} does not exist")
+def heard(environment: str, script: str, *urls: str) -> dict[str, Any]:
+    """What a client in an environment of its own understood."""
+    python = PEERS / environment / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no {environment} environment: {python} does not exist (make test installs it)")
     run = subprocess.run(
-        [PEER, Path(__file__).parent / "peers" / "text_generation_client.py", url, full_url],
+        [python, Path(__file__).parent / "peers" / script, *urls],
         capture_output=True,
         text=True,
         timeout=60,
@@ -215,10 +188,51 @@ def test_text_generation_0_7_0_in_its_own_environment(url: str, full_url: str) -
         env={"NO_PROXY": "127.0.0.1", "PATH": os.environ["PATH"]},
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    assert found["version"] == "0.7.0"
-    assert found["generated"] == {"tokens": 4, "reason": "length", "words": 4}
-    assert found["streamed"] == {"events": 4, "tokens": 4, "reason": "length"}
-    assert found["async_streamed"] == {"events": 4, "tokens": 4, "reason": "length"}
-    assert found["chat"] == {"tokens": 4, "reason": "length"}
-    assert found["errors"] == ["ValidationError", "OverloadedError", "OverloadedError"]
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def test_text_generation_0_7_0_in_its_own_environment(url: str, full_url: str) -> None:
+    assert heard("text-generation", "text_generation_client.py", url, full_url) == {
+        "version": "0.7.0",
+        "generated": {"tokens": 4, "reason": "length", "words": 4},
+        "streamed": {"events": 4, "tokens": 4, "reason": "length"},
+        "async_streamed": {"events": 4, "tokens": 4, "reason": "length"},
+        "chat": {"tokens": 4, "reason": "length"},
+        "errors": ["ValidationError", "OverloadedError", "OverloadedError"],
+    }
+
+
+def test_hub_0_36_in_its_own_environment(url: str, full_url: str) -> None:
+    found = heard("text-generation", "hub_client.py", url, full_url)
+    assert found.pop("version").startswith("0.36.")
+    assert found == {
+        "plain": 5,  # the compat route repeats the prompt, one word of it
+        "generated": {"tokens": 4, "reason": "length", "seed": 5},
+        "full_text": "hello ",
+        "best_of": 1,
+        "streamed": {
+            "index": [1, 2, 3, 4],
+            "last": {"tokens": 4, "reason": "length", "prompt_tokens": 1},
+        },
+        "texts": 3,
+        "chat": {"tokens": 4, "reason": "length", "logprobs": 4},
+        "chat_streamed": {"roles": ["assistant"], "chunks": 5, "tokens": 4},
+        "async": {"whole": {"tokens": 4, "reason": "length"}, "events": [1, 2, 3, 4], "chunks": 3},
+        "healthy": True,
+        "model": MODEL,
+        "errors": ["ValidationError", "ValidationError", "OverloadedError", "OverloadedError"],
+    }
+
+
+def test_langchain_in_its_own_environment(url: str, full_url: str) -> None:
+    assert heard("langchain", "langchain_client.py", url, full_url) == {
+        "words": 4,
+        "pieces": [1, 1, 1, 1],
+        "passed_a_stop": [],
+        "chat": {"tokens": 4, "reason": "length", "words": 4},
+        "chat_words": 4,
+        "chat_reason": ["length"],
+        "async": {"words": [4, 4, 4], "pieces": 4, "chat": 4},
+        "errors": ["ValidationError", "OverloadedError", "OverloadedError"],
+    }

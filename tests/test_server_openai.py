@@ -1,21 +1,18 @@
-"""The OpenAI routes as TGI v3 answers them, and all served JSON against TGI's own schemas."""
+"""The OpenAI routes as TGI v3 answers them."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-from served import ask, exact, post, request_bytes
+from served import Served, ask, post, request_bytes
 
+from loadgen.launch import Launcher
 from loadgen.prompts.template import render_llama3
 from loadgen.prompts.tokens import count_tokens
 
 MESSAGES = [{"role": "user", "content": "Thank you!"}]
 CHAT = "/v1/chat/completions"
-SHARED = Path(os.environ.get("LOADGEN_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def chat(tokens: int, **more: Any) -> dict[str, Any]:
@@ -141,13 +138,15 @@ def test_completions_of_several_prompts() -> None:
     texts = {0: "", 1: "", 2: ""}
     last = {}
     for event in streamed.events():
-        assert list(event)[:4] == ["object", "id", "created", "choices"]
         (choice,) = event["choices"]
         texts[choice["index"]] += choice["text"]
         assert choice["index"] not in last
-        if event["usage"] is not None:
+        head = ["object", "id", "created"]
+        if "usage" in event:
+            assert list(event) == [*head, "model", "system_fingerprint", "choices", "usage"]
             last[choice["index"]] = (choice["finish_reason"], event["usage"]["completion_tokens"])
         else:
+            assert list(event) == [*head, "choices", "model", "system_fingerprint"]
             assert choice["finish_reason"] == ""
     assert last == dict.fromkeys(range(3), ("length", 4))
     assert texts == {c["index"]: c["text"] for c in whole["choices"]}
@@ -161,39 +160,68 @@ def test_completion_refusals() -> None:
     assert post("/v1/completions", {"prompt": []}).headers["content-type"].startswith("text/plain")
 
 
-def _plain_schema(node: Any) -> Any:
-    """OpenAPI 3.0's ``nullable`` in the words of JSON Schema."""
-    if isinstance(node, list):
-        return [_plain_schema(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    plain = {k: _plain_schema(v) for k, v in node.items() if k not in ("nullable", "format", "example")}
-    return {"anyOf": [plain, {"type": "null"}]} if node.get("nullable") is True else plain
+def test_completion_stream_ends_with_the_raw_reason_and_the_end_marker() -> None:
+    body = {"prompt": "a", "max_tokens": 300}
+    *_, last = post("/v1/completions", body | {"stream": True}, x_request_id="4").events()
+    assert last["choices"][0]["finish_reason"] == "eos_token"
+    assert last["choices"][0]["text"] == "<|eot_id|>", "only a chat hides special tokens"
+    whole = post("/v1/completions", body, x_request_id="4").json()
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert "<|eot_id|>" not in whole["choices"][0]["text"]
+    assert whole["usage"] == last["usage"]
 
 
-def test_served_json_fits_tgi_s_own_schemas() -> None:
-    path = SHARED / "data" / "tgi" / "openapi.json"
-    if not path.exists():
-        pytest.skip(f"TGI's openapi.json is not at {path}")
-    jsonschema = pytest.importorskip("jsonschema")
-    components = _plain_schema(json.loads(path.read_text())["components"])
+def test_prompts_of_a_stream_fail_one_by_one() -> None:
+    """A list-prompt request takes a permit for each prompt; who gets none says so, the others go on."""
 
-    def fits(name: str, value: Any) -> None:
-        schema = {"$ref": f"#/components/schemas/{name}", "components": components}
-        jsonschema.Draft202012Validator(schema).validate(value)
+    async def call(server: Served) -> None:
+        body = {"prompt": ["one", "two", "three"], "max_tokens": 4, "ignore_eos": True}
+        streamed = await server.post("/v1/completions", body | {"stream": True})
+        events = streamed.events()
+        refused = {"error": {"message": "Model is overloaded", "http_status_code": 422}}
+        assert [e for e in events if "error" in e] == [refused]
+        indices = [e["choices"][0]["index"] for e in events if "error" not in e]
+        assert sorted(indices) == [0] * 4 + [1] * 4
+        assert streamed.body.endswith(b"data: [DONE]\n\n")
+        whole = await server.post("/v1/completions", body)
+        assert (whole.status, whole.json()["error_type"]) == (429, "overloaded")
+        empty = await server.post("/v1/completions", body | {"prompt": ["", "two"], "stream": True})
+        messages = [e["error"]["message"] for e in empty.events() if "error" in e]
+        assert messages == ["Input validation error: `inputs` cannot be empty"]
+        assert [e["choices"][0]["index"] for e in empty.events() if "error" not in e] == [1] * 4
 
-    fits("Info", ask(lambda server: server.get("/info")).json())
-    best = exact(3, details=True, best_of=2, do_sample=True, top_n_tokens=2)
-    fits("GenerateResponse", post("/generate", best).json())
-    for event in post("/generate_stream", exact(3, details=True)).events():
-        fits("StreamResponse", event)
-    fits("ErrorResponse", post("/generate", exact(0)).json())
-    fits("ChatCompletion", post(CHAT, chat(3, logprobs=True, top_logprobs=2)).json())
-    for event in post(CHAT, chat(3, stream=True, stream_options={"include_usage": True})).events():
-        fits("ChatCompletionChunk", event)
-    completion = {"prompt": "a", "max_tokens": 2}
-    fits("CompletionFinal", post("/v1/completions", completion).json())
-    for event in post("/v1/completions", completion | {"stream": True}).events():
-        fits("Chunk", event)
-    models = ask(lambda server: server.get("/v1/models")).json()
-    fits("ModelInfo", models["data"][0])
+    ask(call, max_concurrent_requests=2)
+
+
+def test_a_model_is_echoed_and_tgi_is_the_served_one() -> None:
+    served = "meta-llama/Llama-3.1-8B-Instruct"
+    for given, shown in (("tgi", served), (None, served), ("my/adapter", "my/adapter"), ("", "")):
+        assert post(CHAT, chat(1, model=given)).json()["model"] == shown
+        (event,) = post(CHAT, chat(1, model=given, stream=True)).events()
+        assert event["model"] == shown
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_temperature_0_is_greedy_here(path: str) -> None:
+    body = {"messages": MESSAGES, "prompt": "a", "max_tokens": 1}
+    assert post(path, body | {"temperature": 0}).status == 200
+    negative = post(path, body | {"temperature": -0.1})
+    assert negative.json()["error"] == "Input validation error: `temperature` must be strictly positive"
+
+
+def test_top_logprobs_are_top_n_tokens() -> None:
+    refused = post(CHAT, chat(1, top_logprobs=6))
+    expected = "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 6"
+    assert (refused.status, refused.json()["error"]) == (422, expected)
+    (choice,) = post(CHAT, chat(1, top_logprobs=2)).json()["choices"]
+    assert choice["logprobs"] is None, "logprobs were not asked for"
+
+
+def test_a_chat_without_max_tokens_has_all_that_fits() -> None:
+    body = {"messages": MESSAGES, "ignore_eos": True}
+
+    async def call(server: Served) -> int:
+        usage: dict[str, int] = (await server.post(CHAT, body)).json()["usage"]
+        return usage["total_tokens"]
+
+    assert ask(call, launcher=Launcher(max_total_tokens=700)) == 700

@@ -9,6 +9,7 @@ import pytest
 from served import RawConnection, Response, Served, ask, exact, post, request_bytes
 
 from loadgen import clock
+from loadgen.launch import Launcher
 from loadgen.prompts.replies import reply_tokens
 from loadgen.prompts.tokens import count_tokens
 
@@ -179,6 +180,37 @@ def test_sampling_truncation_best_of_and_top_tokens() -> None:
     assert all(list(e) == ["index", "token", "top_tokens", "generated_text", "details"] for e in streamed)
 
 
+def test_truncate_keeps_the_end_of_the_prompt() -> None:
+    """As its prefill shows, whose first token has no log-probability."""
+    text = "one two three four five six"
+    body = exact(1, truncate=3, decoder_input_details=True) | {"inputs": text}
+    launcher = Launcher(enable_prefill_logprobs=True)
+    response = ask(lambda server: server.post("/generate", body), launcher=launcher)
+    prefill = response.json()["details"]["prefill"]
+    assert [list(token) for token in prefill] == [["id", "text", "logprob"]] * 3
+    assert text.endswith("".join(token["text"] for token in prefill))
+    assert [token["logprob"] is None for token in prefill] == [True, False, False]
+    assert all(token["logprob"] < 0 for token in prefill[1:])
+    tokens = post("/tokenize", {"inputs": text}).json()
+    assert [token["id"] for token in prefill] == [token["id"] for token in tokens[-3:]]
+    plain = exact(1, details=True)
+    unasked = ask(lambda server: server.post("/generate", plain), launcher=launcher)
+    assert unasked.json()["details"]["prefill"] == []
+    assert post("/generate", body).json()["details"]["prefill"] == [], "without the launcher's flag"
+
+
+@pytest.mark.parametrize("request_id", ["1", "2", "3", "4"])
+def test_best_of_answers_with_the_likeliest_and_lists_the_others(request_id: str) -> None:
+    body = exact(5, best_of=2, do_sample=True, details=True, top_n_tokens=1)
+    details = post("/generate", body, x_request_id=request_id).json()["details"]
+    assert list(details)[-3:] == ["tokens", "best_of_sequences", "top_tokens"]
+    (other,) = details["best_of_sequences"]
+    assert list(other)[:1] + list(other)[-1:] == ["generated_text", "top_tokens"]
+    means = [sum(t["logprob"] for t in d["tokens"]) / 5 for d in (details, other)]
+    assert means[0] >= means[1]
+    assert details["seed"] != other["seed"]
+
+
 def test_beyond_the_limit_429_at_once_even_for_an_invalid_request() -> None:
     async def call(server: Served) -> None:
         busy = [server.connect() for _ in range(2)]
@@ -217,7 +249,10 @@ def test_a_client_that_hangs_up_frees_its_place_at_once(path: str) -> None:
             await asyncio.sleep(0)
         assert clock.now() == hung_up_s
         assert (await server.post("/generate", exact(1))).status == 200
-        assert 'tgi_request_failure{err="dropped"} 1' in (await server.get("/metrics")).body.decode()
+        dropped = 2 if path == "/v1/completions" else 1  # the backend counts sequences
+        assert (
+            f'tgi_request_failure{{err="dropped"}} {dropped}' in (await server.get("/metrics")).body.decode()
+        )
 
     ask(call, max_concurrent_requests=2)
 
@@ -312,32 +347,3 @@ def test_api_key_guards_the_post_routes() -> None:
         assert (await server.get("/info")).status == 200
 
     ask(call, api_key="Secret")
-
-
-def test_metrics_count_what_happened() -> None:
-    async def call(server: Served) -> None:
-        empty = (await server.get("/metrics")).body.decode()
-        assert "tgi_request_count" not in empty
-        assert "tgi_queue_size 0" in empty
-        await server.post("/generate", exact(3))
-        await server.post("/generate_stream", exact(5))
-        await server.post("/generate", {"inputs": "a", "parameters": {"top_k": 0}})
-        lines = (await server.get("/metrics")).body.decode().splitlines()
-        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        assert values["tgi_request_count"] == "3"
-        assert values["tgi_request_success"] == "2"
-        assert values['tgi_request_failure{err="validation"}'] == "1"
-        assert float(values["tgi_request_generated_tokens_sum"]) == 8
-        assert values["tgi_request_duration_count"] == "2"
-        assert values['tgi_request_duration_bucket{le="+Inf"}'] == "2"
-        assert float(values["tgi_request_duration_sum"]) == pytest.approx(
-            sum(
-                float(values[f"tgi_request_{part}_sum"])
-                for part in ("validation_duration", "queue_duration", "inference_duration")
-            )
-        )
-        counts = [int(v) for k, v in values.items() if k.startswith("tgi_request_duration_bucket")]
-        assert counts == sorted(counts)
-        assert len(counts) == 36
-
-    ask(call)

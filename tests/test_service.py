@@ -12,8 +12,11 @@ import pytest
 
 from loadgen import clock
 from loadgen.errors import CapacityError, ConfigError
-from loadgen.physics.hardware import GPUS
-from loadgen.physics.transformer import DTYPES, MODELS, StepModel
+from loadgen.launch import Launch
+from loadgen.physics.boards import GPUS
+from loadgen.physics.formats import DTYPES
+from loadgen.physics.models import MODELS
+from loadgen.physics.transformer import StepModel
 from loadgen.server.service import Service, Ticket
 from loadgen.types import Step
 
@@ -35,7 +38,8 @@ class Collector:
 
 
 def make(**kwargs: Any) -> Service:
-    return Service("llama-3.1-8b", "h100-sxm", "bfloat16", **kwargs)
+    on_step = kwargs.pop("on_step", None)
+    return Service(Launch(**kwargs), on_step=on_step)
 
 
 def virtually(main: Callable[[], Awaitable[None]]) -> None:
@@ -53,7 +57,7 @@ def submit(service: Service, sink: Collector, id: int = 0, prompt: int = 1300, r
 
 def assert_book_closes(service: Service, steps: list[Step]) -> None:
     """No gaps, no overlap, and the parts are the board's energy."""
-    board = service.board
+    board = service.boards[0]
     assert steps[0].start_s == board.start_s
     for a, b in pairwise(steps):
         assert b.start_s == pytest.approx(a.start_s + a.duration_s, abs=1e-9)
@@ -297,9 +301,9 @@ def test_board_counter_against_exact_energy() -> None:
         for i in range(40):
             submit(service, Collector(), id=i, reply=20)
             await asyncio.sleep(0.25)
-        shown = service.board.published(clock.now())
+        shown = service.boards[0].published(clock.now())
         assert shown.at_s == pytest.approx(10.0)
-        assert 0 <= service.board.energy_j(10.0) - shown.energy_j < 2e-3
+        assert 0 <= service.energy_j(10.0) - shown.energy_j < 2e-3
         assert 120 < shown.average_w < 700
         service.close()
 
@@ -307,7 +311,7 @@ def test_board_counter_against_exact_energy() -> None:
 
 
 def test_limits_are_those_tgi_derives() -> None:
-    h100, a100 = make().limits, Service("llama-3.1-8b", "a100-sxm", "bfloat16").limits
+    h100, a100 = make().limits, make(gpu="a100-sxm").limits
     assert (h100.max_batch_prefill_tokens, a100.max_batch_prefill_tokens) == (59_870, 20_755)
     assert h100.model_id == "meta-llama/Llama-3.1-8B-Instruct"
     assert h100.max_concurrent_requests == 128
@@ -315,23 +319,25 @@ def test_limits_are_those_tgi_derives() -> None:
     # Room: 90 % of the board less 16.06 GB of weights is an upper bound on the cache.
     ceiling = (0.9 * 81559 * 2**20 - 16.06e9) / 131_072
     assert 0.85 * ceiling < h100.max_batch_total_tokens < ceiling
-    fp32 = Service("llama-3.1-8b", "h100-sxm", "float32").limits
+    fp32 = make(dtype="float32").limits
     assert fp32.max_total_tokens == fp32.max_batch_total_tokens < 131_072
 
 
 def test_configuration_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"server\.gpu: expected one of .*did you mean h100-sxm"):
-        Service("llama-3.1-8b", "h100-smx", "bfloat16")
+        make(gpu="h100-smx")
     with pytest.raises(ConfigError, match=r"server\.dtype"):
-        Service("llama-3.1-8b", "h100-sxm", "fp8")
+        make(dtype="fp9")
     monkeypatch.setitem(GPUS, "small", replace(GPUS["a100-sxm"], id="small", memory_bytes=17e9))
-    with pytest.raises(CapacityError, match="no room for a KV cache on small"):
-        Service("llama-3.1-8b", "small", "bfloat16")
+    with pytest.raises(
+        CapacityError, match=r"weights 16\.1 GB .* = 18\.4 GB > 17\.0 GB; fits with --num-shard 2"
+    ):
+        make(gpu="small")
     with pytest.raises(RuntimeError, match="not been started"):
-        _ = make().board
+        _ = make().boards
 
     async def main() -> None:
-        with pytest.raises(ValueError, match="KV blocks"):
+        with pytest.raises(ValueError, match="needs 401024 tokens, max_total_tokens is 131072"):
             make().submit(1, 400_000, 100_000, 5, "length", Collector())
 
     virtually(main)

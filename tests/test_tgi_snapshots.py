@@ -16,6 +16,7 @@ from scripted import (
     one,
     plain,
 )
+from served import exact, post
 
 SHARED = Path(os.environ.get("LOADGEN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SNAPSHOTS = SHARED / "data" / "tgi" / "snapshots"
@@ -34,7 +35,17 @@ def without(value, keys: set[str]):
     return [without(v, keys) for v in value] if isinstance(value, list) else value
 
 
-ADDED = {"best_of_sequences", "top_tokens", "tool_calls", "function_call", "refusal", "service_tier", "name"}
+ADDED = {
+    "best_of_sequences",
+    "top_tokens",
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "service_tier",
+    "name",
+    "completion_tokens_details",
+    "prompt_tokens_details",
+}
 
 
 @pytest.mark.parametrize(
@@ -126,3 +137,70 @@ def test_completion_stream_snapshot_of_many_prompts():
     reported = sum(c["usage"]["completion_tokens"] for c in chunks if c["usage"])
     assert (reply.error, reply.tokens_from, reply.output_tokens) == (None, "server", reported)
     assert sum(reply.chunk_tokens) == len(chunks)
+
+
+# The embedded server's answers have the shape of the real ones: the same keys, holding the same types.
+
+
+def shape(value):
+    """Keys and types; of a list, the shapes that occur in it."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        shapes = []
+        for item in map(shape, value):
+            if item not in shapes:
+                shapes.append(item)
+        return shapes
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+WHOLE = {"messages": [{"role": "user", "content": "Thank you!"}], "max_tokens": 9}
+STREAM = WHOLE | {"stream": True, "temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [
+        ("generate_details_greedy.json", "/generate", exact(10, details=True)),
+        (
+            "generate_details_all_params_stop_sequence.json",
+            "/generate",
+            exact(10, details=True, do_sample=True, seed=0, return_full_text=True),
+        ),
+        ("generate_details_raw_body_eos.json", "/generate", {"inputs": "a", "parameters": {"details": True}}),
+        ("chat_completion_nostream.json", "/v1/chat/completions", WHOLE),
+        ("chat_json_schema_raw_body.json", "/v1/chat/completions", WHOLE),
+        ("completion_single.json", "/v1/completions", {"prompt": "a", "max_tokens": 10}),
+        ("completion_many_prompts.json", "/v1/completions", {"prompt": list("abcd"), "max_tokens": 10}),
+    ],
+)
+def test_served_answers_have_the_shape_of_the_snapshots(name, path, body):
+    real = without(snapshot(name), ADDED)
+    for choice in real.get("choices", []):
+        choice.pop("usage", None)  # another null of the client's
+    real, served = shape(real), shape(post(path, body).json())
+    assert served == real
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [
+        (
+            "chat_completion_stream_usage.json",
+            "/v1/chat/completions",
+            STREAM | {"stream_options": {"include_usage": True}},
+        ),
+        ("chat_completion_stream_nousage.json", "/v1/chat/completions", STREAM),
+        (
+            "completion_many_prompts_stream.json",
+            "/v1/completions",
+            {"prompt": list("abcd"), "max_tokens": 10, "stream": True},
+        ),
+    ],
+)
+def test_served_chunks_have_the_shapes_of_the_snapshots(name, path, body):
+    # The completion snapshot is a dump of a client's model, which adds a null `usage` to each chunk.
+    added = ADDED | {"usage"} if "many_prompts" in name else ADDED
+    real, served = without(snapshot(name), added), without(post(path, body).events(), added)
+    assert shape(served) == shape(real)

@@ -33,9 +33,9 @@ class _WrongType(Exception):
 
 
 class Kind:
-    """A field's type: a number range, a flag, a text, a list of texts or a raw value."""
+    """A field's type: a number range, a flag, a text, a map, or a list whose members are ``items``."""
 
-    __slots__ = ("expected", "high", "low", "nullable", "types")
+    __slots__ = ("expected", "high", "items", "low", "nullable", "types")
 
     def __init__(
         self,
@@ -45,12 +45,14 @@ class Kind:
         nullable: bool,
         low: float | None = None,
         high: float | None = None,
+        items: Kind | None = None,
     ) -> None:
         self.expected = expected
         self.types = types
         self.nullable = nullable
         self.low = low
         self.high = high
+        self.items = items
 
     def check(self, path: str, value: Any) -> Any:
         """The value, if it is of this type. Raises `_WrongType`."""
@@ -60,12 +62,12 @@ class Kind:
             raise _WrongType(path, f"invalid type: null, expected {self.expected}")
         # `type`, not isinstance: a bool is an int in Python and not in JSON.
         if type(value) not in self.types:
-            raise _WrongType(path, f"invalid type: {_shown(value)}, expected {self.expected}")
+            raise _WrongType(path, f"invalid type: {shown(value)}, expected {self.expected}")
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
-            raise _WrongType(path, f"invalid value: {_shown(value)}, expected {self.expected}")
-        if type(value) is list:
+            raise _WrongType(path, f"invalid value: {shown(value)}, expected {self.expected}")
+        if self.items is not None:
             for i, item in enumerate(value):
-                TEXT.check(f"{path}[{i}]", item)
+                self.items.check(f"{path}[{i}]", item)
         return value
 
 
@@ -75,19 +77,30 @@ def _integer(name: str, low: int, high: int, *, nullable: bool = True) -> Kind:
 
 TEXT = Kind("a string", (str,), nullable=False)
 TEXT_OR_NULL = Kind("a string", (str,), nullable=True)
-TEXTS = Kind("a sequence", (list,), nullable=False)
-TEXTS_OR_NULL = Kind("a sequence", (list,), nullable=True)
+TEXTS = Kind("a sequence", (list,), nullable=False, items=TEXT)
+TEXTS_OR_NULL = Kind("a sequence", (list,), nullable=True, items=TEXT)
 FLAG = Kind("a boolean", (bool,), nullable=False)
 FLAG_OR_NULL = Kind("a boolean", (bool,), nullable=True)
 F32 = Kind("f32", (int, float), nullable=True)
+F32S_OR_NULL = Kind("a sequence", (list,), nullable=True, items=Kind("f32", (int, float), nullable=False))
 U32 = _integer("u32", 0, 2**32 - 1)
 U64 = _integer("u64", 0, 2**64 - 1)
 USIZE = _integer("usize", 0, 2**64 - 1)
 I32 = _integer("i32", -(2**31), 2**31 - 1)
-ANY = Kind("a map", (dict,), nullable=True)
 
 
-def _shown(value: Any) -> str:
+def _syntax_error(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    """What is wrong with a text that is no JSON, in serde's words as far as one can tell."""
+    if raw and not error.doc:
+        return "invalid unicode code point at line 1 column 1"
+    if error.pos >= len(error.doc.rstrip()):
+        return f"EOF while parsing a value at line {error.lineno} column {error.colno - 1}"
+    what = "trailing characters" if error.msg.startswith("unexpected content") else "expected value"
+    return f"{what} at line {error.lineno} column {error.colno}"
+
+
+def shown(value: Any) -> str:
+    """A JSON value as serde names it where another type was expected."""
     match value:
         case None:
             return "null"
@@ -115,9 +128,10 @@ class Fields:
         try:
             top = orjson.loads(raw)
         except orjson.JSONDecodeError as exc:
-            raise Unreadable(400, f"Failed to parse the request body as JSON: {exc}") from None
+            wrong = _syntax_error(raw, exc)
+            raise Unreadable(400, f"Failed to parse the request body as JSON: {wrong}") from None
         if type(top) is not dict:
-            raise self.refused("", f"invalid type: {_shown(top)}, expected struct {struct}")
+            raise self.refused("", f"invalid type: {shown(top)}, expected struct {struct}")
         self.top: dict[str, Any] = top
 
     def take(self, kinds: Mapping[str, Kind], *, prefix: str = "", struct: str = "") -> dict[str, Any]:
@@ -127,7 +141,7 @@ class Fields:
         """
         source: Any = self.top if not prefix else self.top.get(prefix, {})
         if type(source) is not dict:
-            raise self.refused(prefix, f"invalid type: {_shown(source)}, expected struct {struct}")
+            raise self.refused(prefix, f"invalid type: {shown(source)}, expected struct {struct}")
         taken = {}
         try:
             for name, value in source.items():
@@ -184,19 +198,19 @@ def chat_messages(fields: Fields) -> list[dict[str, str]]:
     fields.require("messages")
     given = fields.top["messages"]
     if type(given) is not list:
-        raise fields.refused("messages", f"invalid type: {_shown(given)}, expected a sequence")
+        raise fields.refused("messages", f"invalid type: {shown(given)}, expected a sequence")
     messages = []
     for i, message in enumerate(given):
         path = f"messages[{i}]"
         if type(message) is not dict:
-            raise fields.refused(path, f"invalid type: {_shown(message)}, expected struct Message")
+            raise fields.refused(path, f"invalid type: {shown(message)}, expected struct Message")
         role = message.get("role")
         if type(role) is not str:
             raise fields.refused(
                 path,
                 "missing field `role`"
                 if "role" not in message
-                else f"invalid type: {_shown(role)}, expected a string",
+                else f"invalid type: {shown(role)}, expected a string",
             )
         text = _content(message)
         if text is None:

@@ -1,4 +1,4 @@
-"""The engine and the board bound to an event loop: tokens come out when they are due.
+"""The engine and its boards bound to an event loop: tokens come out when they are due.
 
 One timer per engine step, none per token. Steps follow each other at the
 model's own instants: while work remains, a step begins where the previous one
@@ -9,27 +9,23 @@ neither stretches steps nor drifts. On the virtual clock it is never late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import Protocol
 
 from loadgen import clock
-from loadgen.errors import CapacityError, ConfigError
-from loadgen.physics.hardware import GPUS, Gpu
-from loadgen.physics.transformer import DTYPES, MODELS, Dtype, StepModel, Transformer
-from loadgen.server.engine import Engine, Sequence, StepWork, TgiPolicy
+from loadgen.launch import Launch
+from loadgen.pacer import Alarm
+from loadgen.server.deployment import Deployment
+from loadgen.server.engine import Sequence, StepWork
 from loadgen.server.gpu import Board
 from loadgen.types import Step
 
-T = TypeVar("T")
+WARM_UP_ID = -(2**53)
+"""The request id of the warm-up prefill in the book of steps."""
 
-_WIGGLE_ROOM = 0.10
-"""Share of the board TGI leaves free: its server's TGI_WIGGLE_ROOM of 0.90."""
-_LAUNCHER_SHARE = 0.95
-"""The launcher's own, more generous estimate of the usable share."""
-_CONTEXT_BYTES = 512 * 2**20
-"""CUDA context, kernels and captured graphs. Assumed."""
+
+CLOSING = "the server is shutting down"
+"""What requests in flight, and later ones, are told when the service has stopped."""
 
 
 class Sink(Protocol):
@@ -42,59 +38,6 @@ class Sink(Protocol):
     def failed(self, message: str) -> None:
         """No more tokens will come."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the server accepts, in the terms of TGI's launcher. Counts."""
-
-    model_id: str
-    max_concurrent_requests: int = 128
-    max_input_tokens: int
-    max_total_tokens: int
-    max_batch_prefill_tokens: int
-    max_batch_total_tokens: int
-
-
-def derive_limits(model: Transformer, gpu: Gpu, dtype: Dtype, max_concurrent_requests: int = 128) -> Limits:
-    """The limits TGI v3 would choose for a model on one board.
-
-    ``max_batch_prefill_tokens``: the card's 16-bit rate over FLOP per token
-    (4096 if that is 100 or less), at most the model's positions and what the
-    launcher thinks fits in memory. ``max_batch_total_tokens``: KV blocks of one
-    token in 90 % of the board after weights, context and the activations of a
-    full prefill; TGI measures that by a warm-up prefill, here activations are
-    the widest moment of a layer (gate and up, their product, two residuals).
-    Raises CapacityError when nothing is left for the cache.
-    """
-    h, q = model.hidden, model.heads * model.head_dim
-    kv = model.kv_heads * model.head_dim
-    # The launcher's count, factor for factor: it takes K and V as one 2*kv product.
-    flop_per_token = model.layers * (2 * q * h + 2 * (2 * kv * h) + 2 * (2 * q * h) + 6 * h * model.ffn)
-    prefill = int(gpu.tgi_f16_flop_per_s / flop_per_token)
-    if prefill <= 100:
-        prefill = 4096
-    kv_bytes = model.kv_token_bytes(dtype)
-    weights = model.weights_bytes(dtype)
-    fits = int((_LAUNCHER_SHARE * gpu.memory_bytes - weights) // kv_bytes)
-    prefill = min(prefill, model.max_position_embeddings, max(fits, 0))
-    activations = prefill * (3 * model.ffn + 2 * h) * dtype.size_bytes
-    usable = (1.0 - _WIGGLE_ROOM) * gpu.memory_bytes - weights - _CONTEXT_BYTES - activations
-    blocks = int(usable // kv_bytes)
-    total = min(blocks, model.max_position_embeddings)
-    if prefill < 1 or total < 2:
-        raise CapacityError(
-            f"{model.id} in {dtype.name} needs {weights / 1e9:.1f} GB for its weights alone and leaves no "
-            f"room for a KV cache on {gpu.id} ({gpu.memory_bytes / 1e9:.1f} GB)"
-        )
-    return Limits(
-        model_id=model.hub_id,
-        max_concurrent_requests=max_concurrent_requests,
-        max_input_tokens=total - 1,
-        max_total_tokens=total,
-        max_batch_prefill_tokens=prefill,
-        max_batch_total_tokens=blocks,
-    )
 
 
 class Ticket:
@@ -128,6 +71,21 @@ class Ticket:
         """End of the step that emitted its last token; stays None when cancelled."""
         return self._sequence.done_s
 
+    @property
+    def emitted_tokens(self) -> int:
+        """Tokens of the reply so far."""
+        return self._sequence.emitted_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache had when the request was first admitted."""
+        return self._sequence.cached_tokens
+
+    @property
+    def preemptions(self) -> int:
+        """How often the request lost its blocks and was computed anew."""
+        return self._sequence.preemptions
+
     def cancel(self) -> None:
         """The client has gone: no further calls to the sink, and its place is free at once.
 
@@ -142,50 +100,49 @@ class Service:
 
     ``on_step`` receives every step, when it has finished, and every idle
     stretch, when it is over, in order and without gaps, at absolute
-    ``clock.now()`` instants; their energies sum to ``board.energy_j`` at
-    ``board.end_s``. Accepts at most ``max_concurrent_requests`` requests at a
+    ``clock.now()`` instants; their energies, each over all boards, sum to
+    ``energy_j`` at ``end_s``. ``on_work``, when set, is told of every forward
+    when it has finished. Accepts at most ``max_concurrent_requests`` requests at a
     time, from submission to last token, failure or cancellation.
 
-    ``seed`` is kept for the routes, which draw reply lengths from it; the
-    service itself is deterministic. Raises ConfigError for an unknown id,
-    CapacityError when the model does not fit.
+    The service is deterministic; ``launch.seed`` keys what the routes and the
+    boards draw. Raises ConfigError for an unknown id, CapacityError when the
+    model does not fit.
     """
 
     def __init__(
-        self,
-        model: str,
-        gpu: str,
-        dtype: str,
-        *,
-        seed: int = 0,
-        max_concurrent_requests: int = 128,
-        on_step: Callable[[Step], None] | None = None,
+        self, launch: Launch | None = None, *, on_step: Callable[[Step], None] | None = None
     ) -> None:
-        self.model = _known("model", model, MODELS)
-        self.gpu = _known("gpu", gpu, GPUS)
-        self.dtype = _known("dtype", dtype, DTYPES)
-        self.seed = seed
-        self.limits = derive_limits(self.model, self.gpu, self.dtype, max_concurrent_requests)
-        self._engine = Engine(
-            StepModel(self.model, self.gpu, self.dtype),
-            TgiPolicy(self.limits.max_batch_prefill_tokens),
-            self.limits.max_batch_total_tokens,
-        )
+        self.launch = launch = Launch() if launch is None else launch
+        self.deployment = Deployment(launch)
+        self.limits = self.deployment.limits
+        self._engine = self.deployment.engine()
         self._on_step = on_step
+        self.on_work: Callable[[StepWork], None] | None = None
         self._tickets: dict[Sequence, Ticket] = {}
-        self._board: Board | None = None
+        self._boards: tuple[Board, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None
-        self._handle: asyncio.Handle | None = None
+        self._alarm: Alarm | None = None
+        self._awake = False
         self._work: tuple[StepWork, float] | None = None
         self._closed = False
 
     @property
-    def board(self) -> Board:
-        """The board, from the start of the service on. Raises RuntimeError before it."""
-        if self._board is None:
+    def boards(self) -> tuple[Board, ...]:
+        """One board per shard, from the start of the service on. Raises RuntimeError before it."""
+        if not self._boards:
             raise RuntimeError("the service has not been started")
-        return self._board
+        return self._boards
+
+    @property
+    def end_s(self) -> float:
+        """The instant up to which the boards' histories are recorded."""
+        return self.boards[0].end_s
+
+    def energy_j(self, t_s: float) -> float:
+        """Exact energy of all boards from the start to ``t_s``."""
+        return sum(board.energy_j(t_s) for board in self.boards)
 
     @property
     def queue_size(self) -> int:
@@ -199,8 +156,13 @@ class Service:
 
     @property
     def batch_tokens(self) -> int:
-        """KV tokens reserved by the running batch."""
-        return self._engine.pool.total_blocks - self._engine.pool.free_blocks
+        """KV tokens that the running batch holds; cached prefixes are not among them."""
+        return self._engine.pool.held_blocks * self.limits.block_tokens
+
+    @property
+    def closed(self) -> bool:
+        """Whether the service has stopped, by ``close`` or by a failure."""
+        return self._closed
 
     @property
     def in_flight(self) -> int:
@@ -212,7 +174,28 @@ class Service:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._ended = self._loop.create_future()
-            self._board = Board(self.gpu, clock.now())
+            self._alarm = Alarm()
+            self._boards = self.deployment.boards(clock.now())
+
+    async def warm_up(self) -> None:
+        """One full prefill before the first request, as TGI and vLLM do to learn what fits.
+
+        Returns when it is over; requests must not be submitted before.
+        """
+        self.start()
+        tokens = min(self.limits.max_batch_prefill_tokens, self.limits.max_total_tokens)
+        cost = self.deployment.step_model.step(
+            prefill_tokens=tokens,
+            prefill_pairs=tokens * (tokens + 1) // 2,
+            prefill_span_tokens=tokens,
+            emitting_rows=1,
+        )
+        now_s = clock.now()
+        self._book_idle(now_s)
+        rows = ((WARM_UP_ID, tokens, 0, 0),)
+        self._begin(StepWork(now_s, cost.duration_s, cost.power_w, rows))
+        await asyncio.sleep(self.end_s - clock.now())
+        self._book_work()
 
     async def run(self) -> None:
         """Starts the service and returns when it is closed.
@@ -235,25 +218,32 @@ class Service:
         reply_tokens: int,
         finish_reason: str,
         sink: Sink,
+        *,
+        prompt_ids: bytes | None = None,
     ) -> Ticket | None:
         """Queues a request; None when ``max_concurrent_requests`` are in flight (HTTP 429).
 
-        It will emit exactly ``reply_tokens`` tokens, the last with
-        ``finish_reason``. Raises ValueError when it could never be scheduled,
-        RuntimeError after ``close``.
+        It will emit ``reply_tokens`` tokens, the last with ``finish_reason``
+        (fewer, and ``length``, when its next stretch no longer fits). Without
+        ``prompt_ids``, 8 bytes a token, it shares no prefix. Raises ValueError
+        when it could never be scheduled, RuntimeError after ``close``.
         """
         if self._closed:
             raise RuntimeError("the service is closed")
         self.start()
-        if len(self._tickets) >= self.limits.max_concurrent_requests:
+        limit = self.limits.max_concurrent_requests
+        if limit is not None and len(self._tickets) >= limit:
             return None
-        sequence = Sequence(request_id, prompt_tokens, max_new_tokens, reply_tokens, finish_reason)
+        sequence = Sequence(
+            request_id, prompt_tokens, max_new_tokens, reply_tokens, finish_reason, prompt_ids
+        )
         self._engine.submit(sequence, clock.now())
         ticket = self._tickets[sequence] = Ticket(self, sequence, sink)
-        if self._handle is None:
+        if not self._awake:
             # Not at once: whatever else arrives in this turn of the loop joins the same prefill.
             assert self._loop is not None
-            self._handle = self._loop.call_soon(self._next)
+            self._awake = True
+            self._loop.call_soon(self._next)
         return ticket
 
     def close(self) -> None:
@@ -267,18 +257,17 @@ class Service:
         if self._closed:
             return
         self._closed = True
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        if self._alarm is not None:
+            self._alarm.close()
         try:
-            if error is None and self._board is not None:
+            if error is None and self._boards:
                 self._book_work()
                 self._book_idle(clock.now())
         finally:
             tickets = list(self._tickets.values())
             self._tickets.clear()
             for ticket in tickets:
-                self._tell(ticket.sink.failed, "the server is shutting down")
+                self._tell(ticket.sink.failed, CLOSING)
             if self._ended is not None and not self._ended.done():
                 if error is None:
                     self._ended.set_result(None)
@@ -287,9 +276,10 @@ class Service:
 
     def _next(self) -> None:
         """Begins the next step if there is one; otherwise the board idles until a submission."""
-        self._handle = None
-        board = self.board
-        start_s = board.end_s
+        self._awake = False
+        if self._closed:
+            return
+        start_s = self.end_s
         if not self._engine.batch_size:
             head = self._engine.next_waiting()
             if head is None:
@@ -304,18 +294,25 @@ class Service:
         except Exception as error:
             self._stop(error)
             return
-        self._work = (work, board.busy(start_s, work.duration_s, work.power_w))
-        assert self._loop is not None
-        self._handle = self._loop.call_at(board.end_s, self._finish)
+        self._begin(work)
+        assert self._alarm is not None
+        self._awake = True
+        self._alarm.set(self.end_s, self._finish)
+
+    def _begin(self, work: StepWork) -> None:
+        energy_j = 0.0
+        for board in self._boards:
+            energy_j += board.busy(work.start_s, work.duration_s, work.power_w)
+        self._work = (work, energy_j)
 
     def _finish(self) -> None:
-        emissions = self._engine.finish_step(self.board.end_s)
+        emissions = self._engine.finish_step(self.end_s)
         try:
             self._book_work()
         except Exception as error:
             self._stop(error)
             return
-        # self._handle stays set meanwhile, so that a submission by a sink does not wake us twice.
+        # Still awake meanwhile, so that a submission by a sink does not wake us twice.
         tickets = self._tickets
         for sequence, index, finish_reason in emissions:
             # A sink called just before may have cancelled this one.
@@ -327,14 +324,12 @@ class Service:
             except Exception as error:
                 self._report(error)
                 ticket.cancel()
-        if not self._closed:
-            self._next()
+        self._next()
 
     def _book_idle(self, until_s: float) -> None:
-        board = self.board
-        start_s = board.end_s
+        start_s = self.end_s
         if until_s > start_s:
-            energy_j = board.advance(until_s)
+            energy_j = sum(board.advance(until_s) for board in self._boards)
             if self._on_step is not None:
                 self._on_step(Step(start_s, until_s - start_s, energy_j))
 
@@ -344,6 +339,8 @@ class Service:
             self._work = None
             if self._on_step is not None:
                 self._on_step(Step(work.start_s, work.duration_s, energy_j, work.rows))
+            if self.on_work is not None:
+                self.on_work(work)
 
     def _drop(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket._sequence, None) is not None:
@@ -359,11 +356,3 @@ class Service:
         """One broken connection must not stop the others: the loop's handler logs it."""
         assert self._loop is not None
         self._loop.call_exception_handler({"message": "a sink of the service raised", "exception": error})
-
-
-def _known(what: str, name: str, table: Mapping[str, T]) -> T:
-    if name in table:
-        return table[name]
-    near = get_close_matches(name, table, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ConfigError(f"server.{what}: expected one of {', '.join(table)}, got {name}{hint}")

@@ -14,11 +14,13 @@ and the end of the body leave in one write.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import orjson
 
 from loadgen import clock
+from loadgen.server.reply import ReplyPlan
 
 KEEP_ALIVE_S = 15.0
 """A stream without an event for this long carries a comment (axum's default)."""
@@ -30,7 +32,10 @@ class Dialect(Protocol):
     """How one reply's tokens and end look on the wire."""
 
     def token(self, index: int) -> bytes:
-        """The event of the ``index``-th token, not the last."""
+        """What is sent at the ``index``-th token, not the last: an event, several, or nothing.
+
+        Nothing where the token is held back, as half a character is.
+        """
         ...
 
     def last(self) -> list[bytes]:
@@ -45,11 +50,22 @@ class Dialect(Protocol):
 class EventStream:
     """The body of one SSE response, shared by the replies it carries.
 
-    ``done`` resolves when the body has ended. Writing to a connection that has
+    ``done`` resolves when the body has ended. ``ending`` gives what is sent
+    after the last reply if none has failed, ``trailer`` is sent at any end. Writing to a connection that has
     gone does nothing; the request's own cancellation tidies up.
     """
 
-    __slots__ = ("_chunked", "_last_s", "_loop", "_pending", "_timer", "_trailer", "_transport", "done")
+    __slots__ = (
+        "_chunked",
+        "_last_s",
+        "_loop",
+        "_pending",
+        "_timer",
+        "_trailer",
+        "_transport",
+        "done",
+        "ending",
+    )
 
     def __init__(
         self, transport: asyncio.Transport | None, *, chunked: bool, replies: int = 1, trailer: bytes = b""
@@ -58,13 +74,18 @@ class EventStream:
         self._chunked = chunked
         self._pending = replies
         self._trailer = trailer
+        self.ending: Callable[[], list[bytes]] | None = None
         self._loop = asyncio.get_running_loop()
         self._last_s = clock.now()
         self._timer = self._loop.call_later(KEEP_ALIVE_S, self._keep_alive)
         self.done: asyncio.Future[None] = self._loop.create_future()
 
+    def without_comments(self) -> None:
+        """Stays silent when nothing is to be said, as servers without keep-alive comments do."""
+        self._timer.cancel()
+
     def event(self, data: bytes) -> None:
-        """Sends one event as one HTTP chunk."""
+        """Sends ``data`` as one HTTP chunk."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -78,7 +99,7 @@ class EventStream:
             for data in events:
                 self.event(data)
         else:
-            self._end(events)
+            self._end(events if self.ending is None else [*events, *self.ending()])
 
     def abort(self, event: bytes) -> None:
         """Sends an error event and ends the body whatever is pending."""
@@ -114,45 +135,57 @@ class EventStream:
 
 
 class StreamSink:
-    """One reply of a stream: the service's sink, speaking a dialect."""
+    """One reply of a stream: the service's sink, speaking a dialect.
 
-    __slots__ = ("_event", "_stream", "_token", "dialect")
+    ``plan``, when set, is told how the reply ended before the dialect says it.
+    """
+
+    __slots__ = ("_event", "_stream", "_token", "dialect", "plan")
 
     def __init__(self, stream: EventStream, dialect: Dialect) -> None:
         self._stream = stream
         self._event = stream.event
         self._token = dialect.token
         self.dialect = dialect
+        self.plan: ReplyPlan | None = None
 
     def token(self, index: int, finish_reason: str | None) -> None:
         """The service's call at the end of an engine step."""
         if finish_reason is None:
-            self._event(self._token(index))
+            data = self._token(index)
+            if data:
+                self._event(data)
         else:
+            if self.plan is not None:
+                self.plan.end(index, finish_reason)
             self._stream.end_reply(self.dialect.last())
 
     def failed(self, message: str) -> None:
         """The service's call when no more tokens will come."""
-        self._stream.abort(self.dialect.error(message))
+        self._stream.ending = None
+        self._stream.end_reply([self.dialect.error(message)])
 
 
 class WholeSink:
     """Reply number ``number`` of a response without streaming.
 
     ``done`` resolves to None, or to the failure's message; at a good end the
-    number is appended to ``ended``.
+    number is appended to ``ended`` and ``plan``, when set, is told how the reply ended.
     """
 
-    __slots__ = ("_ended", "_number", "done")
+    __slots__ = ("_ended", "_number", "done", "plan")
 
     def __init__(self, number: int, ended: list[int]) -> None:
         self._number = number
         self._ended = ended
+        self.plan: ReplyPlan | None = None
         self.done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
     def token(self, index: int, finish_reason: str | None) -> None:
         """The service's call at the end of an engine step."""
         if finish_reason is not None and not self.done.done():
+            if self.plan is not None:
+                self.plan.end(index, finish_reason)
             self._ended.append(self._number)
             self.done.set_result(None)
 

@@ -6,20 +6,16 @@ Pure; key order is the wire's. ``top_tokens``, ``details`` and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from loadgen.server.service import Limits
+from loadgen.server.limits import Limits
+from loadgen.server.reply import ReplyPlan, sampling_seed
 from loadgen.server.stream import event
 from loadgen.server.text import TOKEN_JSON, WORDS, token_fields
-from loadgen.server.validation import (
-    MAX_BEST_OF,
-    MAX_CLIENT_BATCH_SIZE,
-    MAX_STOP_SEQUENCES,
-    ApiError,
-    ReplyPlan,
-    Work,
-    generation_failed,
-)
+from loadgen.server.tgi.errors import ApiError, error_body, generation_failed
+from loadgen.server.tgi.validation import Work
+from loadgen.server.tokenizer import tokenize
 
 VERSION = "3.3.6-dev0"
 """The release whose protocol is spoken."""
@@ -33,6 +29,19 @@ def reply_text(plan: ReplyPlan, work: Work) -> str:
     """``generated_text``: the words, after the prompt if that was asked for; no end marker."""
     text = "".join([WORDS[word] for word in plan.numbers])
     return work.inputs + text if work.parameters.return_full_text else text
+
+
+def mean_logprob(plan: ReplyPlan) -> float:
+    """Mean log-probability of a reply's tokens, by which ``best_of`` chooses."""
+    total: float = sum(token_fields(_word(plan, i))["logprob"] for i in range(1, plan.tokens + 1))
+    return total / plan.tokens
+
+
+def _seed(plan: ReplyPlan, work: Work) -> int | None:
+    if not work.sampling:
+        return None
+    given = work.parameters.seed
+    return sampling_seed(plan.request_id) if given is None else given
 
 
 def _word(plan: ReplyPlan, index: int) -> int | None:
@@ -75,7 +84,7 @@ class TgiDialect:
             details = {
                 "finish_reason": plan.finish_reason,
                 "generated_tokens": plan.tokens,
-                "seed": plan.seed,
+                "seed": _seed(plan, self._work),
                 "input_length": self._work.prompt_tokens,
             }
         return [event(self._fields(plan.tokens, reply_text(plan, self._work), details))]
@@ -93,43 +102,55 @@ class TgiDialect:
         return fields
 
 
-def error_body(error: ApiError) -> dict[str, str]:
-    """The JSON of an error."""
-    return {"error": str(error), "error_type": error.kind}
-
-
 def error_event(error: ApiError) -> bytes:
     """An error inside a stream that has begun with HTTP 200."""
     return event(error_body(error))
 
 
-def _details(plan: ReplyPlan, work: Work, text: str | None) -> dict[str, Any]:
-    # `prefill` stays empty: TGI fills it only with the launcher's --enable-prefill-logprobs.
-    fields: dict[str, Any] = {} if text is None else {"generated_text": text}
-    fields |= {
+def _prefill(work: Work) -> list[dict[str, Any]]:
+    """The prompt's tokens with fillers for log-probabilities; nothing precedes the first, so it has none."""
+    kept = tokenize(work.inputs)[-work.prompt_tokens :]
+    return [
+        {"id": token.id, "text": token.text, "logprob": -(1 + token.id % 320) / 128 if i else None}
+        for i, token in enumerate(kept)
+    ]
+
+
+def _details(plan: ReplyPlan, work: Work, prefill: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
         "finish_reason": plan.finish_reason,
         "generated_tokens": plan.tokens,
-        "seed": plan.seed,
-        "prefill": [],
+        "seed": _seed(plan, work),
+        "prefill": prefill,
         "tokens": [token_fields(_word(plan, i)) for i in range(1, plan.tokens + 1)],
     }
-    if work.parameters.top_n_tokens:
-        fields["top_tokens"] = [
-            _top(plan, i, work.parameters.top_n_tokens) for i in range(1, plan.tokens + 1)
-        ]
-    return fields
 
 
-def generate_body(plans: list[ReplyPlan], work: Work) -> dict[str, Any]:
-    """The object ``/generate`` answers; further plans are the other sequences of ``best_of``."""
-    best = plans[0]
+def generate_body(
+    best: ReplyPlan, others: Sequence[ReplyPlan], work: Work, *, prefill_logprobs: bool = False
+) -> dict[str, Any]:
+    """The object ``/generate`` answers; ``others`` are the further sequences of ``best_of``.
+
+    ``prefill_logprobs``: the launcher's ``--enable-prefill-logprobs``, without which
+    ``prefill`` stays empty.
+    """
     body: dict[str, Any] = {"generated_text": reply_text(best, work)}
-    if work.details:
-        details = _details(best, work, None)
-        if len(plans) > 1:
-            others = [_details(plan, work, reply_text(plan, work)) for plan in plans[1:]]
-            details["best_of_sequences"] = others
-        body["details"] = details
+    if not work.details:
+        return body
+    asked = prefill_logprobs and work.parameters.decoder_input_details
+    prefill = _prefill(work) if asked else []
+    top_n = work.parameters.top_n_tokens or 0
+
+    def tops(plan: ReplyPlan) -> dict[str, Any]:
+        return {"top_tokens": [_top(plan, i, top_n) for i in range(1, plan.tokens + 1)]} if top_n else {}
+
+    details = _details(best, work, prefill)
+    if others:
+        details["best_of_sequences"] = [
+            {"generated_text": reply_text(plan, work)} | _details(plan, work, prefill) | tops(plan)
+            for plan in others
+        ]
+    body["details"] = details | tops(best)
     return body
 
 
@@ -140,12 +161,12 @@ def info_body(limits: Limits) -> dict[str, Any]:
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": limits.max_concurrent_requests,
-        "max_best_of": MAX_BEST_OF,
-        "max_stop_sequences": MAX_STOP_SEQUENCES,
+        "max_best_of": limits.max_best_of,
+        "max_stop_sequences": limits.max_stop_sequences,
         "max_input_tokens": limits.max_input_tokens,
         "max_total_tokens": limits.max_total_tokens,
-        "validation_workers": 2,
-        "max_client_batch_size": MAX_CLIENT_BATCH_SIZE,
+        "validation_workers": limits.validation_workers,
+        "max_client_batch_size": limits.max_client_batch_size,
         "router": "text-generation-router",
         "version": VERSION,
         "sha": None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadgen import clock
 from loadgen.server.service import Ticket
-from loadgen.server.validation import ReplyPlan, Work
+from loadgen.server.tgi.validation import Work
 
 
 def times(started_s: float, ticket: Ticket, tokens: int) -> tuple[float, float, float, float, float]:
@@ -24,11 +24,13 @@ def times(started_s: float, ticket: Ticket, tokens: int) -> tuple[float, float, 
     )
 
 
-def timing_headers(started_s: float, ticket: Ticket, plan: ReplyPlan, work: Work) -> dict[str, str]:
+def timing_headers(
+    started_s: float, ticket: Ticket, tokens: int, work: Work, compute_type: str
+) -> dict[str, str]:
     """TGI's headers of a response without streaming; whole milliseconds are truncated, as there."""
-    total_s, validation_s, queue_s, inference_s, per_token_s = times(started_s, ticket, plan.tokens)
+    total_s, validation_s, queue_s, inference_s, per_token_s = times(started_s, ticket, tokens)
     return {
-        "x-compute-type": "gpu+optimized",
+        "x-compute-type": compute_type,
         "x-compute-time": f"{total_s:.9f}".rstrip("0").rstrip("."),
         "x-compute-characters": str(len(work.inputs)),
         "x-total-time": str(int(total_s * 1e3)),
@@ -37,7 +39,7 @@ def timing_headers(started_s: float, ticket: Ticket, plan: ReplyPlan, work: Work
         "x-inference-time": str(int(inference_s * 1e3)),
         "x-time-per-token": str(int(per_token_s * 1e3)),
         "x-prompt-tokens": str(work.prompt_tokens),
-        "x-generated-tokens": str(plan.tokens),
+        "x-generated-tokens": str(tokens),
     }
 
 

@@ -6,13 +6,10 @@ into `Work`, which says everything the engine and the response need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loadgen.prompts.replies import reply_tokens
-from loadgen.prompts.tokens import count_tokens
 from loadgen.server.body import (
-    ANY,
     F32,
     FLAG,
     FLAG_OR_NULL,
@@ -25,15 +22,14 @@ from loadgen.server.body import (
     USIZE,
     Fields,
 )
-from loadgen.server.service import Limits
-from loadgen.server.text import stopped_at, word_numbers
-
-MAX_BEST_OF = 2
-MAX_STOP_SEQUENCES = 4
-MAX_TOP_N_TOKENS = 5
-MAX_CLIENT_BATCH_SIZE = 4
-RESERVED_NEW_TOKENS = 1024
-"""TGI reserves and budgets at most this many new tokens at a time (validation.rs:25)."""
+from loadgen.server.desk import Job
+from loadgen.server.limits import Limits
+from loadgen.server.prefix_cache import ID_BYTES
+from loadgen.server.reply import plan_reply
+from loadgen.server.tgi.errors import invalid
+from loadgen.server.tgi.grammar import check_grammar
+from loadgen.server.tgi_policy import STRETCH_TOKENS, longest_reply_tokens
+from loadgen.server.tokenizer import token_ids
 
 _PARAMETERS = {
     "best_of": USIZE,
@@ -53,34 +49,9 @@ _PARAMETERS = {
     "decoder_input_details": FLAG,
     "seed": U64,
     "top_n_tokens": U32,
-    "grammar": ANY,
     "adapter_id": TEXT_OR_NULL,
     "ignore_eos": FLAG,
 }
-
-
-class ApiError(Exception):
-    """An error of TGI's own: HTTP ``status``, ``kind`` (``error_type``) and message."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-
-
-def invalid(text: str) -> ApiError:
-    """A 422 of validation."""
-    return ApiError(422, "validation", f"Input validation error: {text}")
-
-
-def overloaded() -> ApiError:
-    """The 429 beyond the limit of concurrent requests."""
-    return ApiError(429, "overloaded", "Model is overloaded")
-
-
-def generation_failed(text: str) -> ApiError:
-    """The 424 of a backend failure."""
-    return ApiError(424, "generation", f"Request failed during generation: {text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,45 +92,60 @@ class GenerateBody:
     parameters: Parameters
     stream: bool = False
 
+    def with_full_text(self) -> GenerateBody:
+        """The same, with the prompt repeated unless that was asked otherwise (``POST /``)."""
+        if self.parameters.return_full_text is not None:
+            return self
+        return replace(self, parameters=replace(self.parameters, return_full_text=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A valid request. Counts are tokens; ``max_new_tokens`` is what can come at most."""
+    """A valid request. Counts are tokens.
+
+    ``max_new_tokens`` is what was asked for, or all that fits; ``longest_tokens``
+    is what can come, in stretches of 1,024 each of which must fit.
+    """
 
     inputs: str
-    prompt_tokens: int
+    prompt_ids: bytes
     max_new_tokens: int
+    longest_tokens: int
     parameters: Parameters
     details: bool
     sampling: bool
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, after truncation."""
+        return len(self.prompt_ids) // ID_BYTES
 
-@dataclass(frozen=True, slots=True)
-class ReplyPlan:
-    """One reply, decided before it starts: ``numbers`` are its words (an end marker comes on top)."""
-
-    request_id: int
-    tokens: int
-    finish_reason: str
-    numbers: list[int]
-    seed: int | None
+    @property
+    def stretch_tokens(self) -> int:
+        """New tokens that the first stretch may have."""
+        return min(self.max_new_tokens, STRETCH_TOKENS)
 
 
-def parse_generate(raw: bytes) -> GenerateBody:
-    """Reads the body of ``/generate``, ``/generate_stream`` and ``/``. Raises Unreadable."""
+def parse_generate(raw: bytes, *, null_parameters: bool = False) -> GenerateBody:
+    """Reads the body of ``/generate``, ``/generate_stream``, ``/tokenize`` and ``/``. Raises Unreadable.
+
+    ``null_parameters``: null is as good as no parameters.
+    """
     fields = Fields(raw, "GenerateRequest")
     top = fields.take({"inputs": TEXT, "stream": FLAG})
     fields.require("inputs")
-    if "parameters" in fields.top:
+    if "parameters" in fields.top and not (null_parameters and fields.top["parameters"] is None):
         given = fields.take(_PARAMETERS, prefix="parameters", struct="GenerateParameters")
-        parameters = Parameters(**given)
+        grammar = fields.top["parameters"].get("grammar")
+        check_grammar(fields, "parameters.grammar", grammar)
+        parameters = Parameters(grammar=grammar, **given)
     else:
         # TGI's trap: without the key, sampling is on (lib.rs, default_parameters).
         parameters = Parameters(do_sample=True)
     return GenerateBody(top["inputs"], parameters, top.get("stream", False))
 
 
-def check_before_admission(parameters: Parameters, *, streaming: bool) -> None:
+def check_before_admission(parameters: Parameters, limits: Limits, *, streaming: bool) -> None:
     """What TGI looks at before it takes a concurrency permit. Raises ApiError."""
     best_of = parameters.best_of
     if streaming:
@@ -167,39 +153,42 @@ def check_before_admission(parameters: Parameters, *, streaming: bool) -> None:
             raise invalid("`best_of` != 1 is not supported when streaming tokens")
         if parameters.decoder_input_details:
             raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
-    elif best_of is not None and best_of > MAX_BEST_OF:
-        raise invalid(f"`best_of` must be > 0 and <= {MAX_BEST_OF}. Given: {best_of}")
+    elif best_of is not None and best_of > 1:
+        if limits.max_best_of == 1:
+            raise invalid("`best_of` != 1 is not allowed for this endpoint")
+        if best_of > limits.max_best_of:
+            raise invalid(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
 
 
 def validate(body: GenerateBody, limits: Limits) -> Work:
     """Checks a request in TGI's order. Raises ApiError with TGI's wording."""
     p = body.parameters
-    _check_parameters(p)
+    _check_parameters(p, limits)
     if not body.inputs:
         raise invalid("`inputs` cannot be empty")
     if p.truncate is not None and not 0 < p.truncate <= limits.max_input_tokens:
         most = limits.max_input_tokens
         raise invalid(f"`truncate` must be strictly positive and less than {most}. Given: {p.truncate}")
-    input_tokens = max(count_tokens(body.inputs), 1)
+    prompt_ids = token_ids(body.inputs)
     if p.truncate is not None:
-        input_tokens = min(input_tokens, p.truncate)
-    room = limits.max_total_tokens - input_tokens
-    asked = max(room, 0) if p.max_new_tokens is None else p.max_new_tokens
-    reserved = min(asked, RESERVED_NEW_TOKENS)
-    if input_tokens + reserved > limits.max_total_tokens:
+        prompt_ids = prompt_ids[-p.truncate * ID_BYTES :]
+    input_tokens = len(prompt_ids) // ID_BYTES
+    asked = max(limits.max_total_tokens - input_tokens, 0) if p.max_new_tokens is None else p.max_new_tokens
+    stretch = min(asked, STRETCH_TOKENS)
+    if input_tokens + stretch > limits.max_total_tokens:
         raise invalid(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
-            f"Given: {input_tokens} `inputs` tokens and {reserved} `max_new_tokens`"
+            f"Given: {input_tokens} `inputs` tokens and {stretch} `max_new_tokens`"
         )
     if input_tokens > limits.max_input_tokens:
         raise invalid(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {input_tokens}")
     if p.grammar is not None:
-        # Simulated text cannot obey a grammar, so the server is one started without them.
         raise invalid("grammar is not supported")
     return Work(
         inputs=body.inputs,
-        prompt_tokens=input_tokens,
-        max_new_tokens=min(asked, room),
+        prompt_ids=prompt_ids,
+        max_new_tokens=asked,
+        longest_tokens=longest_reply_tokens(input_tokens, asked, limits.max_total_tokens),
         parameters=p,
         details=p.details or p.decoder_input_details,
         sampling=p.do_sample
@@ -210,12 +199,11 @@ def validate(body: GenerateBody, limits: Limits) -> Work:
     )
 
 
-def _check_parameters(p: Parameters) -> None:
-    if p.best_of is not None and p.best_of > 1:
-        if not (p.do_sample or any(v is not None for v in (p.temperature, p.top_k, p.top_p, p.typical_p))):
-            raise invalid("you must use sampling when `best_of` is > 1")
-        if p.seed is not None:
-            raise invalid("`seed` must not be set when `best_of` > 1")
+def _check_parameters(p: Parameters, limits: Limits) -> None:
+    several = p.best_of is not None and p.best_of > 1
+    samples = p.do_sample or any(v is not None for v in (p.temperature, p.top_k, p.top_p, p.typical_p))
+    if several and not samples:
+        raise invalid("you must use sampling when `best_of` is > 1")
     if p.temperature is not None and p.temperature <= 0:
         raise invalid("`temperature` must be strictly positive")
     if p.repetition_penalty is not None and p.repetition_penalty <= 0:
@@ -230,29 +218,23 @@ def _check_parameters(p: Parameters) -> None:
         raise invalid("`top_k` must be strictly positive")
     if p.max_new_tokens == 0:
         raise invalid("`max_new_tokens` must be strictly positive")
-    if len(p.stop) > MAX_STOP_SEQUENCES:
-        raise invalid(f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(p.stop)}")
-    if p.top_n_tokens is not None and p.top_n_tokens > MAX_TOP_N_TOKENS:
-        raise invalid(f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_N_TOKENS}. Given: {p.top_n_tokens}")
+    most = limits.max_stop_sequences
+    if len(p.stop) > most:
+        raise invalid(f"`stop` supports up to {most} stop sequences. Given: {len(p.stop)}")
+    if several and p.seed is not None:
+        raise invalid("`seed` must not be set when `best_of` > 1")
+    most = limits.max_top_n_tokens
+    if p.top_n_tokens is not None and p.top_n_tokens > most:
+        raise invalid(f"`top_n_tokens` must be >= 0 and <= {most}. Given: {p.top_n_tokens}")
 
 
-def plan_reply(seed: int, request_id: int, work: Work) -> ReplyPlan:
-    """How the reply will read and why it will end.
+def plan(seed: int, request_id: int, work: Work) -> Job:
+    """What the engine is to do for a valid request, keyed by the server's seed and the id.
 
-    Exactly ``max_new_tokens`` with ``ignore_eos``, else lognormal and keyed by
-    the server's seed and the id. When both limits meet, ``length`` wins over a
-    stop sequence and the end marker, as in TGI's stopping criteria. The end
-    marker is one of the tokens.
+    A reply that ignores the end marker has exactly ``max_new_tokens``, where they
+    fit: experiments ask for lengths, and get no second stretch beyond them.
     """
     p = work.parameters
-    limit = work.max_new_tokens
-    tokens = limit if p.ignore_eos else reply_tokens(seed, request_id, limit)
-    finish_reason = "length" if tokens >= limit else "eos_token"
-    numbers = word_numbers(request_id, tokens - (finish_reason == "eos_token"))
-    if p.stop:
-        stop = stopped_at(numbers, p.stop)
-        if stop is not None and stop < limit:
-            tokens, finish_reason, numbers = stop, "stop_sequence", numbers[:stop]
-    drawn = (request_id * 0x9E3779B97F4A7C15 + seed) & 0xFFFFFFFFFFFFFFFF
-    used = (drawn if p.seed is None else p.seed) if work.sampling else None
-    return ReplyPlan(request_id, tokens, finish_reason, numbers, used)
+    longest = min(work.max_new_tokens, work.longest_tokens) if p.ignore_eos else work.longest_tokens
+    reply = plan_reply(seed, request_id, longest, exact=p.ignore_eos, stop=p.stop)
+    return Job(reply, work.prompt_tokens, work.max_new_tokens, work.prompt_ids)

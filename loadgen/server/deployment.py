@@ -1,0 +1,103 @@
+"""A launch made concrete: model, boards, step costs, limits, and a fresh engine with its scheduler.
+
+The service serves it over HTTP; benchmarks and planners drive its engine directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from loadgen.errors import ConfigError
+from loadgen.launch import Launch
+from loadgen.physics.boards import GPUS
+from loadgen.physics.formats import DTYPES
+from loadgen.physics.hardware import Efficiency
+from loadgen.physics.models import MODELS, Transformer, read_config
+from loadgen.physics.transformer import StepModel
+from loadgen.physics.uncertainty import draw
+from loadgen.server.engine import Engine, Policy
+from loadgen.server.gpu import Board
+from loadgen.server.limits import derive_limits
+from loadgen.server.tgi_policy import TgiPolicy, UnchunkedTgiPolicy
+from loadgen.server.vllm_policy import VllmPolicy
+
+T = TypeVar("T")
+_BOARD_STREAM, _DRAW_STREAM = 0x626F6172, 0x64726177  # keep these draws apart from the plan's streams
+
+
+class Deployment:
+    """What a launch describes. Raises ConfigError for an unknown id, CapacityError when it cannot fit."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        flags = launch.launcher
+        self.model = _model(launch.model)
+        gpu = _known("gpu", launch.gpu, GPUS)
+        self.dtype = _known("dtype", launch.dtype, DTYPES)
+        efficiency = replace(Efficiency(), graph_max_rows=max(flags.cuda_graphs, default=0))
+        if launch.hardware.draw is not None:
+            rng = np.random.default_rng([_DRAW_STREAM, launch.seed, launch.hardware.draw])
+            gpu, efficiency = draw(gpu, efficiency, rng)
+        self.gpu = gpu
+        self.step_model = StepModel(
+            self.model, gpu, self.dtype, shards=flags.num_shard, efficiency=efficiency
+        )
+        self.limits = derive_limits(self.model, gpu, self.dtype, launch)
+
+    def policy(self) -> Policy:
+        """A fresh scheduler."""
+        limits, flags = self.limits, self.launch.launcher
+        if self.launch.scheduling == "vllm":
+            assert limits.max_batch_size is not None
+            return VllmPolicy(limits.max_batch_prefill_tokens, limits.max_batch_size)
+        if flags.prefill_chunking:
+            return TgiPolicy(limits.max_batch_prefill_tokens, limits.max_batch_size)
+        return UnchunkedTgiPolicy(
+            limits.max_batch_prefill_tokens,
+            limits.max_batch_size,
+            waiting_served_ratio=flags.waiting_served_ratio,
+            max_waiting_tokens=flags.max_waiting_tokens,
+        )
+
+    def engine(self) -> Engine:
+        """A fresh engine, its cache empty."""
+        limits = self.limits
+        return Engine(
+            self.step_model,
+            self.policy(),
+            limits.max_batch_total_tokens // limits.block_tokens,
+            block_tokens=limits.block_tokens,
+            max_total_tokens=limits.max_total_tokens,
+            prefix_caching=self.launch.launcher.prefix_caching,
+        )
+
+    def boards(self, start_s: float) -> tuple[Board, ...]:
+        """One board per shard, whose history begins at ``start_s``."""
+        hardware, gain = self.launch.hardware, self.launch.hardware.sensor_gain
+        shards = range(self.launch.launcher.num_shard)
+        if hardware.board_seed is None:
+            return tuple(Board(self.gpu, start_s, sensor_gain=gain) for _ in shards)
+        rng = np.random.default_rng([_BOARD_STREAM, hardware.board_seed])
+        return tuple(Board.drawn(self.gpu, start_s, rng, sensor_gain=gain) for _ in shards)
+
+
+def _model(name: str) -> Transformer:
+    path = Path(name)
+    if name not in MODELS and (path.suffix == ".json" or path.exists()):
+        return read_config(path / "config.json" if path.is_dir() else path)
+    return _known("model", name, MODELS)
+
+
+def _known(what: str, name: str, table: Mapping[str, T]) -> T:
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    also = ", or the path of a config.json" if what == "model" else ""
+    raise ConfigError(f"server.{what}: expected one of {', '.join(table)}{also}, got {name}{hint}")
