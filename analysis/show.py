@@ -109,14 +109,17 @@ def _line(console: Console, label: str, text: str, style: str = "") -> None:
 
 def _header(summary: Mapping[str, Any], console: Console) -> None:
     server = summary.get("server") or {}
-    board = " on ".join(str(server[key]) for key in ("dtype", "gpu") if server.get(key))
+    shards = server.get("shards") or 1
+    gpu = server.get("gpu") and f"{f'{shards} x ' if shards > 1 else ''}{server['gpu']}"
+    board = " on ".join(str(part) for part in (server.get("dtype"), gpu) if part)
     if board and server.get("kind") != "embedded":
         board = f"declared {board}"  # the scenario's word; a real server does not tell
     kind = server.get("kind")
     between = " " if kind == "embedded" else ", "
     where = between.join(str(part) for part in (server.get("model"), board) if part)
     about = [where] if where else []
-    about += [f"{kind} server" if kind else "unknown server", f"{summary.get('protocol')} protocol"]
+    like = "" if server.get("dialect") in (None, "tgi") else f" {server['dialect']}"
+    about += [f"{kind}{like} server" if kind else "unknown server", f"{summary.get('protocol')} protocol"]
     about.append(f"{summary.get('clock')} clock")
     console.print()
     _line(console, f"{summary['name']}  ", ", ".join(about))

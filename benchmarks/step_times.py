@@ -121,7 +121,7 @@ def main() -> None:
     ended = sum(1 for s in streams if len(s.token_s) == args.tokens)
     prompt = _prompt_tokens()
     begun = np.array([sum(1 for t in s.token_s.values() if t <= first_s) for s in streams])
-    context = float(np.sum(prompt + begun)) + np.arange(1, steps) * args.streams
+    context = float(np.sum(prompt + begun)) + np.arange(steps - 1) * args.streams
     line = Deployment(Launch()).step_model.decode_line(args.streams)
     assert line is not None
     model_s = line.base_s + line.slope_s * context

@@ -50,6 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--gpu", metavar="G", help="embedded: which GPU to simulate, e.g. h100-sxm")
     target.add_argument("--dtype", metavar="D", help="embedded: number format, e.g. bfloat16, float32")
     target.add_argument(
+        "--num-shard", metavar="N", type=int, help="embedded: GPUs that share the model (tensor parallelism)"
+    )
+    target.add_argument(
         "--api-key", metavar="K", help="sent as a bearer token (or set LOADGEN_API_KEY); never stored"
     )
     target.add_argument(
@@ -119,6 +122,7 @@ def apply(tree: Tree, flags: argparse.Namespace) -> None:
         "--model": ("server.model", flags.model),
         "--gpu": ("server.gpu", flags.gpu),
         "--dtype": ("server.dtype", flags.dtype),
+        "--num-shard": ("server.launcher.num_shard", flags.num_shard),
         "--streaming": ("server.streaming", flags.streaming),
         "--concurrency": ("load.max_in_flight", flags.concurrency),
         "--warmup-requests": ("load.warmup_requests", flags.warmup_requests),

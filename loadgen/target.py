@@ -52,12 +52,16 @@ class Target:
 
     def manifest(self) -> dict[str, Any]:
         """The ``server`` entry of run.json."""
+        launch = None if self.embedded is None else self.embedded.launch
         return {
             "kind": self.kind,
             "url": None if self.url is None else redact_url(self.url),
             "model": self.model,
             "gpu": self.gpu,
             "dtype": self.dtype,
+            "shards": None if launch is None else launch.launcher.num_shard,
+            "dialect": None if launch is None else launch.dialect,
+            "scheduler": None if launch is None else launch.scheduling,
             "limits": dict(self.limits),
         }
 

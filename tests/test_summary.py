@@ -134,6 +134,14 @@ def test_what_the_scenario_says_of_a_real_server_is_called_declared(kind: str, s
     assert said in console.export_text()
 
 
+def test_the_header_says_how_many_boards_and_whose_interface() -> None:
+    run = run_of([record(0, 0.0)], constant(300.0, 10.0), end_s=10.0)
+    server = {"kind": "embedded", "model": "m", "gpu": "g", "dtype": "d", "shards": 4, "dialect": "vllm"}
+    console = Console(width=120, file=io.StringIO())
+    render(summarize(run) | {"server": server}, console)
+    assert "m d on 4 x g, embedded vllm server" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
