@@ -14,6 +14,7 @@ import numpy as np
 from analysis import floor
 from analysis.energy import (
     AGREEMENT,
+    LEAST_BASELINE_S,
     SHORT_WINDOW_S,
     Part,
     PartEnergy,
@@ -22,6 +23,7 @@ from analysis.energy import (
 )
 from analysis.latency import lateness_s
 from analysis.load import Run
+from loadgen.physics.hardware import Gpu
 
 LATENESS_FLOOR_S = 5e-3
 LATENESS_SHARE = 0.01
@@ -54,6 +56,7 @@ def judge(run: Run, parts: Mapping[Part, PartEnergy]) -> Verdict:
     gpu = parts.get("gpu")
     if gpu is not None and gpu.total_j is not None:
         reasons += _power_range(run, gpu)
+        warnings += _idle_in_tail(run, gpu)
         below, soft = _floor(run, gpu)
         reasons += below
         warnings += soft
@@ -122,6 +125,11 @@ def _readings(run: Run) -> Iterator[str]:
             )
 
 
+def _least_shown(gpu: Gpu) -> float:
+    """The share of what it draws that a board's sensor shows at least."""
+    return 1.0 - gpu.sensor_gain_error
+
+
 def _power_range(run: Run, gpu: PartEnergy) -> Iterator[str]:
     boards = len(gpu.boards)
     mean_w = gpu.mean_power_w
@@ -137,10 +145,11 @@ def _power_range(run: Run, gpu: PartEnergy) -> Iterator[str]:
         )
     if known is not None and not floor.drawn(run):
         idle_w = boards * floor.least_idle_w(known)
-        if mean_w < idle_w:
+        if mean_w < _least_shown(known) * idle_w:
             yield (
                 f"mean GPU power {mean_w:.4g} W is below idle: {boards} x {known.name} with a server's "
-                f"context draws at least {idle_w:.4g} W (bare {boards * known.bare_idle_w:.4g} W)"
+                f"context draws at least {idle_w:.4g} W (bare {boards * known.bare_idle_w:.4g} W), of which "
+                f"sensors show at least {100 * _least_shown(known):.3g} %"
             )
     limits = [row.get("power_limit_w") for row in run.manifest.get("gpus") or ()]
     if limits and all(w is not None for w in limits) and len(limits) == boards:
@@ -153,13 +162,27 @@ def _power_range(run: Run, gpu: PartEnergy) -> Iterator[str]:
         yield f"mean GPU power {mean_w:.4g} W exceeds {OVER_LIMIT:g} x the power limit of {limit_w:.4g} W"
 
 
+def _idle_in_tail(run: Run, gpu: PartEnergy) -> Iterator[str]:
+    known, baseline_s = floor.gpu_of(run), run.power.get("baseline_s")
+    read = gpu.idle_before_w is not None or gpu.idle_after_w is not None
+    if not read or known is None or known.tail_s == 0 or baseline_s is None:
+        return
+    least_s = known.tail_s + LEAST_BASELINE_S
+    if baseline_s < least_s:
+        yield (
+            f"power: the idle power is that of the {known.tail_s:.3g} s in which {known.name} decays after "
+            f"work: power.baseline_s is {baseline_s:g}, expected >= {least_s:.3g} to see it idle"
+        )
+
+
 def _floor(run: Run, gpu: PartEnergy) -> tuple[list[str], list[str]]:
     bound = floor.physical_floor(run, gpu.window_s, len(gpu.boards))
-    if bound is None or gpu.total_j is None:
+    known = floor.gpu_of(run)
+    if bound is None or known is None or gpu.total_j is None:
         return [], []
     n = max(1, len(run.ok))
     got_wh = gpu.total_j / n / 3600
-    if gpu.total_j < bound.hard_j:
+    if gpu.total_j < _least_shown(known) * bound.hard_j:
         floor_wh = bound.hard_j / n / 3600
         return [
             f"GPU energy {1e3 * got_wh:.3g} mWh per success is below the physical floor of "

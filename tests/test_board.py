@@ -321,3 +321,15 @@ def test_published_counter_never_runs_backwards(
         assert shown.energy_j <= gain * board.energy_j(board.end_s) + 1e-6
         assert gain * H100.bare_idle_w - 1e-6 <= shown.instant_w <= gain * H100.tdp_w + 1e-6
         last_j = shown.energy_j
+
+
+def test_a_long_step_leaves_what_a_read_at_its_beginning_needs() -> None:
+    """Found: history was forgotten back from the end of a step, so a long one took the second before it."""
+    board = Board(GPUS["l4"], 0.0)
+    for k in range(4095):
+        board.busy(board.end_s, 0.01, 40.0 + k % 2)
+    start_s = board.end_s
+    board.busy(start_s, 10.0, 70.0)  # a float32 prefill
+    shown = board.published(start_s + 0.04)  # published at 40.9 s, just before the step
+    assert shown.average_w == pytest.approx(40.5)
+    assert len(board._starts) < 4096

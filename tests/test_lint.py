@@ -149,3 +149,13 @@ def test_failures_estimated_tokens_and_the_manifests_own_words_are_warnings() ->
 
 def test_nothing_succeeded_is_invalid() -> None:
     assert "no request succeeded" in _judge(run_of([failed(0, 0.0), failed(1, 1.0)])).reasons
+
+
+def test_a_quiet_board_whose_sensor_reads_5_percent_low_is_not_called_impossible() -> None:
+    """Found: the floors took readings for exact; NVML's gain is off by up to 5 % (arXiv 2312.02741)."""
+    idle_w = 100.0  # the least published for an H100 with a model resident (100-153 W)
+    rows = lattice(10, 10.0, prompt_tokens=10, output_tokens=1)
+    low = _judge(run_of(rows, constant(0.95 * idle_w, 100.0), server=H100, end_s=100.0))
+    assert low == Verdict((), ())
+    lower = _judge(run_of(rows, constant(0.92 * idle_w, 100.0), server=H100, end_s=100.0))
+    assert _one(lower, "is below idle") and _one(lower, "below the physical floor")

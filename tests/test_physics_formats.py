@@ -69,9 +69,9 @@ def test_quantisation_leaves_embedding_and_head_in_16_bits(dtype: str) -> None:
         ("fp8", 1.0),
         # 1 byte each, and 16-bit copies, written and read, of one weight in a thousand.
         ("int8", 1.0 + 0.001 * 4),
-        # Half a byte and a 4-byte scale for 64, then the 16-bit copy written and read again.
-        ("int4", 0.5625 + 4.0),
-        ("fp4", 0.5625 + 4.0),
+        # Half a byte and a 4-byte scale for 64: one row has a fused kernel.
+        ("int4", 0.5625),
+        ("fp4", 0.5625),
         ("awq", 0.51953125),
     ],
 )
@@ -82,6 +82,39 @@ def test_a_decode_step_moves_each_weight_once_in_its_format(dtype: str, bytes_pe
     assert decode("h100-sxm", dtype).traffic_bytes == pytest.approx(weights, rel=2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "fp4"])
+def test_more_than_one_row_writes_a_16_bit_copy_of_4_bit_weights_and_reads_it_again(dtype: str) -> None:
+    weights = MATRICES * (0.5625 + 4.0) + HEAD * 2
+    assert decode("h100-sxm", dtype, 2).traffic_bytes == pytest.approx(weights, rel=2e-3)
+    chunk = StepModel(LLAMA, H100, DTYPES[dtype]).step(prefill_tokens=1, prefill_pairs=1, decode_rows=1)
+    assert chunk.traffic_bytes == pytest.approx(weights - HEAD * 2, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "published_ms"),
+    [
+        ("bfloat16", 1, 21.1),
+        ("bfloat16", 8, 23.9),
+        ("bfloat16", 32, 30.4),
+        ("int4", 1, 14.8),
+        ("int4", 8, 42.5),
+        ("int4", 32, 46.1),
+        ("int8", 1, 44.9),
+        ("int8", 8, 47.8),
+        ("int8", 32, 51.2),
+    ],
+)
+def test_steps_of_bitsandbytes_on_an_rtx_4090_are_those_of_its_own_benchmark(
+    dtype: str, rows: int, published_ms: float
+) -> None:
+    """Found: one row of int4 took 49 ms, and int8 18 ms as if finding the outliers cost nothing.
+
+    benchmarking/README.md of bitsandbytes, 0.45.0, Llama 3.1 8B: mean latency of BF16, NF4, INT8+Decomp.
+    """
+    step_ms = 1e3 * decode("rtx-4090", dtype, rows, 300).duration_s
+    assert step_ms == pytest.approx(published_ms, rel=0.25)
+
+
 def test_float16_costs_what_bfloat16_costs() -> None:
     assert decode("h100-sxm", "float16", 8, 500) == decode("h100-sxm", "bfloat16", 8, 500)
 
@@ -90,9 +123,9 @@ def test_eight_bit_prefill_runs_at_the_eight_bit_rate() -> None:
     products_s = 2 * MATRICES * 4096 / 0.55
     saved_s = prefill("h100-sxm", "bfloat16").duration_s - prefill("h100-sxm", "fp8").duration_s
     assert saved_s == pytest.approx(products_s * (1 / 989e12 - 1 / 1979e12), rel=1e-6)
-    # Outlier columns in 16 bits cost int8 a thousandth of what it saves.
+    # Outlier columns in 16 bits cost int8 a thousandth of what it saves, and finding them 0.2 ms a product.
     lost_s = prefill("h100-sxm", "int8").duration_s - prefill("h100-sxm", "fp8").duration_s
-    assert lost_s == pytest.approx(0.001 * saved_s, rel=1e-3)
+    assert lost_s == pytest.approx(0.001 * saved_s + 4 * 32 * 0.2e-3, rel=1e-3)
 
 
 def test_fp8_without_an_fp8_unit_halves_the_weights_but_not_the_arithmetic() -> None:
@@ -106,17 +139,28 @@ def test_fp8_without_an_fp8_unit_halves_the_weights_but_not_the_arithmetic() -> 
 @pytest.mark.parametrize("dtype", ["int8", "int4", "fp4"])
 def test_bitsandbytes_never_replays_a_cuda_graph(dtype: str) -> None:
     cost = decode("h100-sxm", dtype)
-    assert cost.duration_s == pytest.approx(8e-3 + cost.traffic_bytes / (0.80 * 3.35e12), rel=1e-9)
+    t0_s = 8e-3 + (4 * 32 * 0.2e-3 if dtype == "int8" else 0.0)
+    assert cost.duration_s == pytest.approx(t0_s + cost.traffic_bytes / (0.80 * 3.35e12), rel=1e-9)
     awq = decode("h100-sxm", "awq")
     assert awq.duration_s == pytest.approx(2.5e-3 + awq.traffic_bytes / (0.80 * 3.35e12), rel=1e-9)
 
 
 def test_four_bits_expanded_before_use_save_memory_but_no_time() -> None:
-    # The study's finding for bitsandbytes: 4 bits cost about the energy of FP32, and more than bfloat16.
-    int4, fp32, bf16 = (decode("h100-sxm", name, context=600) for name in ("int4", "float32", "bfloat16"))
+    # Two rows: 4 bits cost about the energy of FP32, and more than bfloat16.
+    int4, fp32, bf16 = (
+        decode("h100-sxm", name, rows=2, context=600) for name in ("int4", "float32", "bfloat16")
+    )
     int4_j, fp32_j, bf16_j = (c.duration_s * c.power_w for c in (int4, fp32, bf16))
     assert int4_j == pytest.approx(fp32_j, rel=0.25)
     assert int4_j > 1.5 * bf16_j
+
+
+def test_outlier_decomposition_costs_energy() -> None:
+    # Published for the RTX 4090 D: energy +80 % to +162 % of FP16's, throughput -68 % to -75 %
+    # (10.5281/zenodo.18900289); bitsandbytes' own benchmark has -53 % on the RTX 4090.
+    int8, fp16 = decode("rtx-4090", "int8"), decode("rtx-4090", "float16")
+    assert 0.4 < 1 - fp16.duration_s / int8.duration_s < 0.75
+    assert 1.2 < int8.duration_s * int8.power_w / (fp16.duration_s * fp16.power_w) < 2.62
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=lambda d: d.name)

@@ -228,6 +228,11 @@ def test_biases_are_counted_where_a_config_turns_them_on(tmp_path: Path) -> None
     assert biased.parameters - plain.parameters == 22 * (2048 + 2 * 256 + 2048 + 2 * 5632 + 2048)
 
 
+def test_layers_that_attend_to_a_window_are_read_as_the_others(tmp_path: Path) -> None:
+    windows = ["sliding_attention", "full_attention"] * 11
+    assert read_config(config(tmp_path, layer_types=windows)) == read_config(config(tmp_path))
+
+
 def test_an_unlisted_kind_is_read_as_llama_if_its_mlp_is_gated(tmp_path: Path) -> None:
     model = read_config(
         config(tmp_path, model_type="brandnew", architectures=["NewForCausalLM"], hidden_act="silu")
@@ -270,6 +275,20 @@ def test_an_unlisted_kind_is_read_as_llama_if_its_mlp_is_gated(tmp_path: Path) -
         (
             {"num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 2},
             ("decoder_sparse_step", "got 2"),
+        ),
+        # Found: hybrids (Qwen3-Next, LFM2, ...) and Llama 4 Maverick were read as if all layers were alike.
+        (
+            {"model_type": "qwen3_next", "hidden_act": "silu", "linear_num_value_heads": 32},
+            ("linear_num_value_heads", "linear attention", "got 32"),
+        ),
+        (
+            {"layer_types": ["full_attention", "conv"]},
+            ("layer_types", "full_attention, sliding_attention or chunked_attention", '"conv"'),
+        ),
+        ({"layer_types": "full"}, ("layer_types", 'got "full"')),
+        (
+            {"num_local_experts": 8, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2},
+            ("interleave_moe_layer_step", "got 2"),
         ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,

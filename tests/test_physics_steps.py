@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -208,3 +208,60 @@ def test_one_expert_for_all_is_a_dense_model() -> None:
         a, b = decode(dense, rows, 10 * rows), decode(routed, rows, 10 * rows)
         assert b.duration_s == pytest.approx(a.duration_s, rel=3e-3)  # the router
         assert b.flop == pytest.approx(a.flop, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rows", "decode_ms", "prompt_tokens", "prefill_ms"),
+    [
+        ("a100-sxm", 1, 54.9, 512, 196),
+        ("a100-sxm", 16, 65.5, 2048, 688),
+        ("a100-sxm", 32, 72.2, 8192, 2990),
+        ("h100-sxm", 1, 37.0, 512, 84),
+        ("h100-sxm", 16, 42.0, 2048, 310),
+        ("h100-sxm", 32, 52.3, 8192, 1340),
+    ],
+)
+def test_steps_of_70b_on_two_boards_take_about_the_published_times(
+    gpu: str, rows: int, decode_ms: float, prompt_tokens: int, prefill_ms: float
+) -> None:
+    # splitwise-sim perf_model.csv, Llama-2-70B, TP2: token_time after 512 tokens, prompt_time of one prompt.
+    # Its engine of 2023 replays no graphs, and its decode steps grow with the batch more than their traffic.
+    costs = StepModel(LARGE, GPUS[gpu], BF16, shards=2)
+    assert 0.55 * decode_ms < 1e3 * decode(costs, rows, 576 * rows).duration_s < decode_ms
+    assert 1e3 * prefill(costs, prompt_tokens).duration_s == pytest.approx(prefill_ms, rel=0.26)
+
+
+def test_prefill_in_fp8_has_the_watts_of_bfloat16_and_the_published_speed_up() -> None:
+    # SerialAlice, H200: 661.7 W in FP8 and 662.8 W in bfloat16, and 68 % more throughput.
+    fp8, bf16 = (prefill(StepModel(SMALL, GPUS["h200-sxm"], DTYPES[d]), 2048) for d in ("fp8", "bfloat16"))
+    assert fp8.power_w == pytest.approx(bf16.power_w, rel=0.01) == pytest.approx(662, rel=0.03)
+    assert bf16.duration_s / fp8.duration_s == pytest.approx(1.68, rel=0.04)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda g: g.id)
+def test_every_board_model_format_and_split_is_sane_or_refused_by_its_heads(gpu: Gpu) -> None:
+    refused = set()
+    for model, dtype, shards in product(MODELS.values(), DTYPES.values(), (1, 2, 4, 8)):
+        try:
+            costs = StepModel(model, gpu, dtype, shards=shards)
+        except ConfigError as error:
+            assert "num_shard" in str(error)
+            refused.add((model.id, shards))
+            continue
+        one, *more = (decode(costs, rows, 900 * rows) for rows in (1, 2, 8, 32, 33, 64, 128, 512))
+        spans = [decode(costs, 4, 4 * context) for context in (1, 100, 1000, 10_000, 100_000)]
+        prompts = [prefill(costs, tokens) for tokens in (1, 16, 128, 512)]
+        for cost in (one, *more, *spans, *prompts):
+            assert gpu.active_w <= cost.power_w <= gpu.tdp_w
+        joules = [
+            c.duration_s * c.power_w / rows
+            for c, rows in zip(more, (2, 8, 32, 33, 64, 128, 512), strict=True)
+        ]
+        # Energy a token falls with the batch, but for the end of the graphs and of the fused 4-bit product.
+        assert all(b < a for a, b in pairwise(joules[:3])) and all(b < a for a, b in pairwise(joules[3:]))
+        assert joules[0] < one.duration_s * one.power_w or dtype.fused_rows
+        assert all(b.duration_s * b.power_w > a.duration_s * a.power_w for a, b in pairwise(spans))
+        each = [c.duration_s * c.power_w / n for c, n in zip(prompts, (1, 16, 128, 512), strict=True)]
+        assert all(b < a for a, b in pairwise(each))
+    few = {"qwen2.5-0.5b": (4, 8), "qwen2.5-1.5b": (8,), "qwen2.5-7b": (8,)}  # 14, 12 and 28 heads
+    assert refused == {(name, shards) for name, splits in few.items() for shards in splits}

@@ -141,6 +141,38 @@ def test_a_drawn_board_is_not_judged_by_the_tables_idle_power() -> None:
     assert reasons(drawn) == ()
 
 
+@pytest.mark.parametrize(("baseline_s", "idle_w", "warned"), [(2.0, 112.0, True), (24.0, 50.0, False)])
+def test_idle_power_is_read_after_the_tail_or_called_the_tails(
+    baseline_s: float, idle_w: float, warned: bool
+) -> None:
+    """Found: a run on an RTX 4090 showed the tail's 112 W as its idle power, however long the baseline."""
+    rtx, end_s = GPUS["rtx-4090"], 100.0
+
+    def watts(t_s: np.ndarray) -> np.ndarray:
+        since_s = np.where(t_s < 0, t_s + baseline_s, t_s - end_s)  # warm-ups and load end there
+        return np.where((t_s >= 0) & (t_s < end_s), 300.0, np.where(since_s < rtx.tail_s, 112.0, 50.0))
+
+    def joules(t_s: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum(watts(t_s)[:-1] * np.diff(t_s))])
+
+    requests = [record(i, i * 0.5) for i in range(200)]
+    requests[-1] = replace(requests[-1], done_s=end_s)
+    warm_up = record(-1, -baseline_s - 1, phase="warmup", done_s=-baseline_s)
+    domains = [asdict(d) for d in (COUNTER, INSTANT)]
+    run = run_of(
+        [warm_up, *requests],
+        power(watts, joules, end_s, baseline_s=baseline_s),
+        server={"kind": "tgi", "model": None, "gpu": rtx.id, "dtype": None},
+        counts={"planned": 200, "warmup": 1},
+        power={"interval_s": 0.1, "baseline_s": baseline_s, "domains": domains, "reason": None},
+        end_s=end_s,
+    )
+    parts = energy.measure(run, np.array([0.0, end_s]))
+    assert parts["gpu"].idle_before_w == pytest.approx(idle_w, rel=0.01)
+    assert parts["gpu"].idle_after_w == pytest.approx(idle_w, rel=0.01)
+    assert any("decays after work" in w for w in lint.judge(run, parts).warnings) is warned
+
+
 def test_a_baseline_in_the_tail_does_not_make_a_quiet_run_look_dead() -> None:
     """Found: after 18 s of tail the board idles far below what its two baselines, in the tail, read."""
     rtx = GPUS["rtx-4090"]

@@ -23,11 +23,12 @@ class Dtype:
     ``falls_back``, and cannot run the format otherwise. ``math`` names the peak
     of attention and LM head.
 
-    ``materialised``: every step first expands the weights to
-    ``activation_bytes`` in memory and then reads those. ``outlier_share``: the
-    share of input columns multiplied in ``math`` beside the low-precision
-    product, their weights expanded likewise. ``graphs``: whether decode steps
-    can be captured as CUDA graphs.
+    ``materialised``: every step of more than ``fused_rows`` rows first expands
+    the weights to ``activation_bytes`` in memory and then reads those.
+    ``outlier_share``: the share of input columns multiplied in ``math`` beside
+    the low-precision product, their weights expanded likewise; finding them
+    costs every product ``Efficiency.decomposition_s``. ``graphs``: whether
+    decode steps can be captured as CUDA graphs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dtype:
     source: str
     falls_back: bool = False
     materialised: bool = False
+    fused_rows: int = 0
     outlier_share: float = 0.0
     graphs: bool = True
 
@@ -66,7 +68,10 @@ def _able(dtype: Dtype, peaks: Mapping[str, float]) -> bool:
     return dtype.math in peaks and (dtype.rate in peaks or dtype.falls_back)
 
 
-_BITSANDBYTES = "bitsandbytes 4-bit: 64 weights share a 4-byte scale; expanded to 16 bits before each product"
+_BITSANDBYTES = (
+    "bitsandbytes 4-bit: 64 weights share a 4-byte scale; expanded to 16 bits before each product, but for "
+    "a single row, which matmul_4bit multiplies by them as they are"
+)
 
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
@@ -108,6 +113,7 @@ DTYPES: dict[str, Dtype] = {
             "bfloat16",
             f"NF4, {_BITSANDBYTES}; TGI does not quantise the scales again (0.5 + 1/64 B if it did)",
             materialised=True,
+            fused_rows=1,
             graphs=False,
         ),
         Dtype(
@@ -120,6 +126,7 @@ DTYPES: dict[str, Dtype] = {
             "bfloat16",
             f"FP4, {_BITSANDBYTES}",
             materialised=True,
+            fused_rows=1,
             graphs=False,
         ),
         Dtype(

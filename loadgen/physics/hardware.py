@@ -85,6 +85,12 @@ _KERNELS: dict[str, Constant[float]] = {
     ),
     "graph_overhead_s": Constant(2.5e-3, "assumed, within 2-3 ms", 0.20),
     "eager_overhead_s": Constant(8.0e-3, "assumed, within 8-12 ms", 0.50),
+    "decomposition_s": Constant(
+        0.2e-3,
+        "assumed: (step - weights / bandwidth) / products is .16 (RTX 4090) to .35 ms (H100) for an 8B "
+        "model, INT8+Decomp, in bitsandbytes' benchmark of 0.45.0",
+        0.80,
+    ),
     "graph_max_rows": Constant(32, "TGI v3 captures CUDA graphs for batches 1, 2, 4, 8, 16 and 32"),
 }
 
@@ -97,13 +103,16 @@ class Efficiency:
     ``graph_max_rows`` rows (replayed as a CUDA graph), ``eager_overhead_s`` to
     any other: a larger batch, a step with prefill rows, or a number format
     whose kernels cannot be captured, launches every kernel from the host.
-    ``sources`` and ``uncertainty`` as in ``Gpu``.
+    ``decomposition_s`` is what LLM.int8() adds to each product of a layer: its
+    inputs are scaled, quantised and searched for outlier columns by kernels of
+    their own. ``sources`` and ``uncertainty`` as in ``Gpu``.
     """
 
     compute: float = _KERNELS["compute"].value
     bandwidth: float = _KERNELS["bandwidth"].value
     graph_overhead_s: float = _KERNELS["graph_overhead_s"].value
     eager_overhead_s: float = _KERNELS["eager_overhead_s"].value
+    decomposition_s: float = _KERNELS["decomposition_s"].value
     graph_max_rows: int = int(_KERNELS["graph_max_rows"].value)
     sources: Mapping[str, str] = field(
         default_factory=lambda: {name: c.source for name, c in _KERNELS.items()}

@@ -151,8 +151,11 @@ _FOREIGN = {
     "kv_lora_rank": "latent attention is not modelled",
     "state_size": "state-space layers are not modelled",
     "mamba_d_state": "state-space layers are not modelled",
+    "linear_num_value_heads": "linear attention is not modelled",
     "first_k_dense_replace": "a mix of dense and expert layers is not modelled",
 }
+_ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+_MIXING_STEPS = ("decoder_sparse_step", "interleave_moe_layer_step")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts")
 
 
@@ -193,6 +196,12 @@ class _Config:
         for key, why in _FOREIGN.items():
             if self.keys.get(key):
                 raise self.refuse(key, f"no such key ({why})")
+        layers = self.keys.get("layer_types") or []
+        if not isinstance(layers, list) or any(layer not in _ATTENTION_LAYERS for layer in layers):
+            *others, last = _ATTENTION_LAYERS
+            raise self.refuse(
+                "layer_types", f"a list of {', '.join(others)} or {last} (others are not modelled)"
+            )
         if kind in _FAMILIES:
             return _FAMILIES[kind]
         names = self.keys.get("architectures") or []
@@ -230,8 +239,9 @@ def transformer_from(keys: Mapping[str, Any], model_id: str, hub_id: str, place:
         experts, per_token = config.count(name), config.count("num_experts_per_tok")
         if per_token > experts:
             raise config.refuse("num_experts_per_tok", f"at most {name}, {experts}")
-        if config.count("decoder_sparse_step", 1) != 1:
-            raise config.refuse("decoder_sparse_step", "1: a mix of dense and expert layers is not modelled")
+        for step in _MIXING_STEPS:
+            if config.count(step, 1) != 1:
+                raise config.refuse(step, "1: a mix of dense and expert layers is not modelled")
         if keys.get("mlp_only_layers"):
             raise config.refuse("mlp_only_layers", "none: a mix of dense and expert layers is not modelled")
         ffn = config.count("moe_intermediate_size", ffn)

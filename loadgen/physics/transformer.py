@@ -43,12 +43,16 @@ class DecodeLine(NamedTuple):
 
 
 class _Gemm(NamedTuple):
-    """A product of every layer: FLOP and bytes per row, bytes of the weights; of experts, how many."""
+    """A product of every layer: FLOP and bytes per row, bytes moved for the weights; of experts, how many.
+
+    ``weight_bytes`` include their expansion, ``stored_bytes`` do not.
+    """
 
     flop: float
     flop_s: float
     row_bytes: float
     weight_bytes: float
+    stored_bytes: float
     experts: int = 0
 
 
@@ -58,7 +62,8 @@ class StepModel:
     ``t = t0 + sum_k max(F_k / (mfu peak), D_k / (eff bandwidth)) + t_link`` over
     the kernel groups k of one board. A GEMM ``[M,K]x[K,N]`` has ``F = 2MKN`` and
     ``D = KN w + M(K+N) a``, once per layer, w and a the bytes of a weight and an
-    activation; weights that are expanded before use add ``2KN a``. Of E experts
+    activation; weights that are expanded before use add ``2KN a``, and a search
+    for outlier columns adds ``decomposition_s`` a product to t0. Of E experts
     with k per token, M rows touch ``E (1 - (1 - k/E)^M)``. Attention of rows
     with n new tokens after c cached ones has ``F = 4 h_q pairs`` with
     ``pairs = nc + n(n+1)/2`` and ``D = 2 n h_q a + (2 (c+n) + 2 n) h_kv w_kv``.
@@ -99,9 +104,9 @@ class StepModel:
         self._math_s = 1.0 / (efficiency.compute * math)
         self._byte_s = 1.0 / (efficiency.bandwidth * gpu.bandwidth_bytes_per_s)
         self._graph_rows = efficiency.graph_max_rows if dtype.graphs else -1
+        self._fused_rows = dtype.fused_rows
 
         expansion = 2.0 * a * (1.0 if dtype.materialised else x)
-        stored = dtype.weight_bytes + expansion
         gemm_s = 1.0 / (efficiency.compute * self._peak)
         q = model.heads * model.head_dim // shards
         kv = max(model.kv_heads // shards, 1) * model.head_dim
@@ -112,7 +117,8 @@ class StepModel:
                 2.0 * k * n * layers * uses,
                 gemm_s,
                 float((k + n) * a * layers * uses),
-                k * n * stored * layers,
+                k * n * (dtype.weight_bytes + expansion) * layers,
+                k * n * dtype.weight_bytes * layers,
                 experts,
             )
 
@@ -122,10 +128,14 @@ class StepModel:
             self._gemms += [gemm(h, 2 * f, per_token, experts), gemm(f, h, per_token, experts)]
             router = h * experts * layers
             row = float((h + experts) * a * layers)
-            self._gemms.append(_Gemm(2.0 * router, self._math_s, row, float(router * dtype.table_bytes)))
+            held = float(router * dtype.table_bytes)
+            self._gemms.append(_Gemm(2.0 * router, self._math_s, row, held, held))
         if not model.experts or model.shared_ffn:
             f = f if not model.experts else model.shared_ffn // shards
             self._gemms += [gemm(h, 2 * f), gemm(f, h)]
+        products = layers * (len(self._gemms) if dtype.outlier_share else 0)
+        self._graph_s = efficiency.graph_overhead_s
+        self._eager_s = efficiency.eager_overhead_s + products * efficiency.decomposition_s
         self._gemm_flop = sum(g.flop for g in self._gemms)
         self._gemm_row_bytes = sum(g.row_bytes for g in self._gemms)
         self._gemm_weight_bytes = sum(g.weight_bytes for g in self._gemms)
@@ -159,7 +169,8 @@ class StepModel:
             touched = 1.0
             if g.experts:
                 touched = g.experts * (1.0 - (1.0 - self.model.experts_per_token / g.experts) ** rows)
-            moved = g.row_bytes * rows + g.weight_bytes * touched
+            weights = g.stored_bytes if rows <= self._fused_rows else g.weight_bytes
+            moved = g.row_bytes * rows + weights * touched
             time += max(g.flop * rows * g.flop_s, moved * self._byte_s)
             traffic += moved
         return time, traffic
@@ -186,7 +197,7 @@ class StepModel:
         math_s = self._math_s
         rows = prefill_tokens + decode_rows
         flop = self._gemm_flop * rows
-        if rows <= self._all_memory_rows:
+        if self._fused_rows < rows <= self._all_memory_rows:
             traffic = self._gemm_weight_bytes + self._gemm_row_bytes * rows
             time = traffic * b_s
         elif rows >= self._all_compute_rows:
@@ -214,11 +225,7 @@ class StepModel:
             time += max(f * math_s, b * b_s) + self._gather_base_s + self._gather_row_s * emitting_rows
             flop += f
             traffic += b
-        e = self.efficiency
-        if prefill_tokens or decode_rows > self._graph_rows:
-            time += e.eager_overhead_s
-        else:
-            time += e.graph_overhead_s
+        time += self._eager_s if prefill_tokens or decode_rows > self._graph_rows else self._graph_s
         return StepCost(time, self.power_w(time, flop, traffic), flop, traffic)
 
     def power_w(self, duration_s: float, flop: float, traffic_bytes: float) -> float:

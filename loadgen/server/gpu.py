@@ -76,10 +76,10 @@ class Board:
     """A piecewise-constant power history from ``start_s`` on, where the board is in ``state``.
 
     ``busy``, ``advance`` and ``enter`` extend it; what they return sums, over
-    the whole run, to ``energy_j`` at its end. Only the last ``history_s`` seconds
-    are kept, so memory does not grow. Past the recorded end the board is taken to
-    rest (tail included) until something else is recorded; before ``start_s`` it
-    was in ``state`` too, with the counter at 0.
+    the whole run, to ``energy_j`` at its end. Only the ``history_s`` seconds
+    before the last extension are kept, so memory does not grow. Past the recorded
+    end the board is taken to rest (tail included) until something else is
+    recorded; before ``start_s`` it was in ``state`` too, with the counter at 0.
 
     Real power is ``power_gain`` times the type's, but at most the TDP, where the
     board holds itself; a real one clocks down to do so, here its steps take no
@@ -265,10 +265,12 @@ class Board:
             self._starts.append(self._end_s)
             self._powers.append(power_w)
             self._before.append(self._end_j)
+        # Readers are inside this stretch, however long it is: what came before it is kept from its beginning.
+        kept_s = self._end_s - self.history_s
         self._end_s = until_s
         self._end_j += joules
         # Forgetting in batches keeps the cost of a step constant.
-        if len(self._starts) > 4096 and (until_s - self._starts[2048]) > self.history_s:
-            keep = bisect_right(self._starts, until_s - self.history_s) - 1
+        if len(self._starts) > 4096 and self._starts[2048] < kept_s:
+            keep = bisect_right(self._starts, kept_s) - 1
             del self._starts[:keep], self._powers[:keep], self._before[:keep]
         return joules
