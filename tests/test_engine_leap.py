@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import pytest
 from engines import ConstantSteps, Run, Setting, Wish, engine_settings, sequence, simulate, tgi, wishes
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loadgen.physics.transformer import DecodeLine
 from loadgen.server.engine import Engine, Policy, Sequence, drive
@@ -45,6 +48,70 @@ def compare(setting: Setting, wishes: list[Wish], unit_s: float) -> list[Sequenc
 def test_leaping_equals_stepping(wishes: list[Wish], setting: Setting) -> None:
     # An odd unit: no arrival falls on the end of a step but the first of a busy period.
     compare(setting, wishes, 0.00037123456789)
+
+
+def until_all_have_left(
+    e: Engine, events: list[tuple[float, bool, Sequence]], *, leap: bool
+) -> tuple[float, float]:
+    """Submits at (instant, False, sequence), cancels at (instant, True, sequence): busy seconds and joules.
+
+    An event during a step happens before the step ends, as in the service.
+    """
+    pending = deque(events)
+    now_s = busy_s = busy_j = 0.0
+    while True:
+        due_s = pending[0][0] if pending else inf
+        work = e.start_leap(now_s, due_s) if leap else e.start_step(now_s)
+        if work is not None:
+            now_s += work.duration_s
+            busy_s += work.duration_s
+            busy_j += work.duration_s * work.power_w
+        elif pending:
+            now_s = max(now_s, due_s)
+        else:
+            return busy_s, busy_j
+        while pending and pending[0][0] <= now_s:
+            at_s, cancel, s = pending.popleft()
+            if cancel:
+                e.cancel(s)
+            else:
+                e.submit(s, at_s)
+        if work is not None:
+            e.finish(now_s)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    wishes=wishes,
+    cancels=st.dictionaries(st.integers(0, 24), st.floats(0.0, 0.4), max_size=12),
+    setting=engine_settings(),
+)
+def test_leaping_equals_stepping_with_cancellations(
+    wishes: list[Wish], cancels: dict[int, float], setting: Setting
+) -> None:
+    due_s = (np.cumsum([wish.gap for wish in wishes]) * 0.00037123456789).tolist()
+
+    def run(leap: bool) -> tuple[list[Sequence], tuple[float, float], Engine]:
+        everyone = [wish.sequence(i) for i, wish in enumerate(wishes)]
+        events = [(due_s[s.id], False, s) for s in everyone]
+        events += [
+            (due_s[i] + after_s, True, everyone[i]) for i, after_s in cancels.items() if i < len(wishes)
+        ]
+        e = setting.engine()
+        return everyone, until_all_have_left(e, sorted(events, key=lambda event: event[:2]), leap=leap), e
+
+    leapt, leapt_sums, leapt_engine = run(True)
+    stepped, stepped_sums, stepped_engine = run(False)
+    assert leapt_sums == pytest.approx(stepped_sums, rel=1e-6)
+    for a, b in zip(leapt, stepped, strict=True):
+        for name in ("emitted_tokens", "computed_tokens", "cached_tokens", "preemptions", "reserved_blocks"):
+            assert getattr(a, name) == getattr(b, name), name
+        for instant in ("scheduled_s", "first_s", "done_s"):
+            t = getattr(b, instant)
+            assert getattr(a, instant) == (None if t is None else pytest.approx(t, rel=1e-9)), instant
+        assert (a.done_s is None) <= a.cancelled
+    assert leapt_engine.pool.held_blocks == stepped_engine.pool.held_blocks == 0
+    assert leapt_engine.pool.cached_blocks == stepped_engine.pool.cached_blocks
 
 
 def unchunked(ratio: float, wait: int) -> Policy:

@@ -118,6 +118,16 @@ def test_fixed_50ms_costs_what_physics_allows(fixed: Path) -> None:
     assert summary["lateness_s"] is None and "virtual" in summary["lateness_reason"]
 
 
+def test_a_server_that_crashes_leaves_a_board_without_a_context(tmp_path: Path) -> None:
+    path = run(scenario(server={"faults": {"crash_after_requests": 50}}), tmp_path)
+    assert {r.status for r in rundir.read_records(path)} == {"ok", "error"}
+    last = [r for r in rundir.read_readings(path) if r.domain == "gpu0.instant"][-1]
+    assert last.power_w == pytest.approx(71.8)  # an H100 without a context, in public nvidia-smi logs
+    steps = rundir.read_steps(path)
+    engine = rundir.read_manifest(path)["engine"]
+    assert sum(step.energy_j for step in steps) == pytest.approx(engine["energy_j"], rel=1e-9)
+
+
 def test_two_runs_of_the_same_scenario_are_the_same_to_the_bit(fixed: Path, tmp_path: Path) -> None:
     again = run(scenario(load={"requests": 400}), tmp_path)
     for name in ("plan.jsonl", "requests.jsonl", "power.jsonl", "server.jsonl"):

@@ -19,6 +19,7 @@ from loadgen.physics.models import MODELS
 from loadgen.scenario_file import load_scenario
 from loadgen.section import Section
 from loadgen.server.deployment import Deployment
+from loadgen.server.limits import tgi_prefill_tokens
 from loadgen.server.tgi_policy import TgiPolicy, UnchunkedTgiPolicy
 from loadgen.server.vllm_policy import VllmPolicy
 
@@ -129,6 +130,19 @@ def test_the_dialect_chooses_the_scheduler_and_a_flag_the_other() -> None:
     assert isinstance(Deployment(Launch(launcher=flags)).policy(), UnchunkedTgiPolicy)
 
 
+def test_vllm_replays_larger_steps_as_cuda_graphs_unless_told() -> None:
+    def step_s(rows: int, **kwargs: Any) -> float:
+        model = Deployment(Launch(**kwargs)).step_model
+        return model.step(decode_rows=rows, decode_context_tokens=0, emitting_rows=rows).duration_s
+
+    told = Launcher(cuda_graphs=(1, 2, 64))
+    # Above the largest graph a step costs 8 ms instead of 2.5 ms of overhead.
+    for rows, launcher, above_s in [(32, Launcher(), 0.0), (33, Launcher(), 0.0055), (64, told, 0.0)]:
+        tgi_s = step_s(rows, launcher=launcher)
+        assert tgi_s - step_s(rows, dialect="vllm", launcher=launcher) == pytest.approx(above_s, abs=1e-9)
+    assert step_s(65, dialect="vllm", launcher=told) - step_s(65, dialect="vllm") == pytest.approx(0.0055)
+
+
 def test_limits_follow_model_board_and_flags() -> None:
     def limits(**kwargs: Any) -> Any:
         return Deployment(Launch(**kwargs)).limits
@@ -149,6 +163,58 @@ def test_limits_follow_model_board_and_flags() -> None:
     assert vllm.max_concurrent_requests is None
     small = limits(dialect="vllm", gpu="a100-sxm")
     assert (small.max_batch_prefill_tokens, small.max_batch_size) == (2048, 256)
+
+
+def test_the_launchers_own_estimate_of_what_fits_counts_the_memory_fraction() -> None:
+    def prefill(fraction: float) -> int:
+        return tgi_prefill_tokens(
+            MODELS["llama-3.1-8b"], GPUS["h100-sxm"], DTYPES["bfloat16"], 1, memory_fraction=fraction
+        )
+
+    # (0.95 x 0.5 x 81,559 MiB - 16.06 GB) / 131,072 bytes a token = 187 thousand, more than the card's
+    # rate asks for; a quarter of the board holds 32 thousand.
+    assert prefill(0.5) == 59_870
+    assert prefill(0.25) == pytest.approx((0.95 * 0.25 * 81_559 * 2**20 - 16.06e9) / 131_072, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"max_total_tokens": 1}, "max_total_tokens: expected >= 2"),
+        (
+            {"max_total_tokens": 100, "max_input_tokens": 100},
+            r"max_input_tokens: expected < max_total_tokens \(100\), got 100",
+        ),
+        ({"max_input_tokens": 131_072}, r"max_input_tokens: expected < max_total_tokens \(131072\)"),
+        (
+            {"max_batch_prefill_tokens": 300_000},
+            r"max_batch_prefill_tokens: expected <= the KV cache's \d+ tokens, got 300000",
+        ),
+        (
+            {"prefill_chunking": False, "max_input_tokens": 3001, "max_batch_prefill_tokens": 3000},
+            r"max_input_tokens: expected <= max_batch_prefill_tokens \(3000\) without .*, got 3001",
+        ),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(flags: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        Deployment(Launch(launcher=Launcher(**flags)))
+
+
+def test_more_total_tokens_than_fit_are_refused_with_the_sum() -> None:
+    expected = (
+        r"max_total_tokens: expected <= the KV cache's \d+ tokens, got 1000000; llama-3\.1-8b .* "
+        r"leaving [\d.]+ GB for the KV cache"
+    )
+    with pytest.raises(CapacityError, match=expected):
+        Deployment(Launch(launcher=Launcher(max_total_tokens=10**6)))
+
+
+def test_only_vllm_keeps_to_the_models_positions() -> None:
+    flags = Launcher(max_total_tokens=200_000)
+    assert Deployment(Launch(launcher=flags)).limits.max_total_tokens == 200_000
+    with pytest.raises(ConfigError, match="expected <= the model's 131072 positions, got 200000"):
+        Deployment(Launch(dialect="vllm", launcher=flags))
 
 
 def test_any_config_json_is_a_model(tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_the_ratio_counts_what_is_admitted_not_what_waits() -> None:
     assert (e.pool.free_blocks, e.queue_size) == (free, 2)
 
 
+def test_who_was_put_back_joins_when_the_waiting_tokens_say_so_whatever_blocks_are_missing_behind() -> None:
+    e = Engine(MODEL, UnchunkedTgiPolicy(1000, waiting_served_ratio=1.0, max_waiting_tokens=4), 200)
+    for i in (1, 2):
+        e.submit(sequence(i, 10, 51), 0.0)
+    assert prefills(e, 1) == [[1, 2]]  # 60 blocks each: 80 are left
+    for i in (3, 4):
+        e.submit(sequence(i, 10, 51), 0.0)
+    # Two wait and two are asked for, but there are blocks for one; at four waiting tokens it joins alone.
+    assert prefills(e, 5) == [[], [], [], [3], []]
+
+
 def test_max_batch_size_bounds_the_running_batch() -> None:
     e = unchunked(size=3)
     for i in range(1, 6):
@@ -140,6 +151,19 @@ def test_a_stretch_that_no_longer_fits_ends_the_reply() -> None:
     assert (s.emitted_tokens, s.done_s is not None) == (8, True)
 
 
+def test_a_stretch_whose_prompt_is_too_long_an_input_ends_the_reply() -> None:
+    # The router validates each continuation like a request of its own (infer/mod.rs).
+    policy = TgiPolicy(1000, max_input_tokens=16)
+    policy.stretch_tokens = 4
+    e = Engine(MODEL, policy, 1000, max_total_tokens=100)
+    e.submit(sequence(1, 10, 30), 0.0)
+    out = [tokens(step(e)[1])[0] for _ in range(8)]
+    assert out[-1] == (1, 8, "length")  # 10 and 14 are inputs of at most 16 tokens, 18 is not
+    assert e.start_step(9.0) is None
+    with pytest.raises(ValueError, match="has 17 tokens to prefill, max_input_tokens is 16"):
+        e.submit(sequence(2, 17, 1), 0.0)
+
+
 def test_all_that_fits_is_used_to_the_last_token() -> None:
     e = small_stretches(max_total=20)
     s = sequence(1, 10, 10, max_new=10)
@@ -156,6 +180,8 @@ def test_longest_reply() -> None:
     assert longest_reply_tokens(2049, 1500, 4096) == 1024  # 2049 + 1024 + 1024 > 4096
     assert longest_reply_tokens(100, 3996, 4096) == 3996  # all that fits
     assert longest_reply_tokens(4096, 5, 4096) == 0
+    assert longest_reply_tokens(1500, 2000, 4096, max_input_tokens=2048) == 1024  # 2524 are no input
+    assert longest_reply_tokens(1000, 2000, 4096, max_input_tokens=2048) == 2048
 
 
 def test_more_than_max_total_tokens_is_refused() -> None:

@@ -118,6 +118,50 @@ def test_vllm_shares_a_prompt_while_it_runs_but_computes_its_last_token() -> Non
     assert (e.pool.held_blocks, e.pool.cached_blocks) == (2, 3)
 
 
+def test_vllm_shares_a_prompt_in_the_step_that_computes_it() -> None:
+    e = vllm(100, budget=28)
+    for i in (1, 2, 3):
+        e.submit(sequence(i, 14, 3, ids=range(14)), 0.0)
+    # Blocks are in the cache once they are given out (kv_cache_manager.py, allocate_slots).
+    assert rows(e) == ((1, 14, 0, 0), (2, 2, 0, 12), (3, 2, 0, 12))
+    assert (e.pool.held_blocks, e.pool.cached_blocks) == (3, 3)
+
+
+def test_vllm_shares_the_chunks_of_a_prompt_as_they_are_computed() -> None:
+    e = vllm(100, budget=10)
+    for i in (1, 2):
+        e.submit(sequence(i, 13, 3, ids=range(13)), 0.0)
+    assert rows(e) == ((1, 10, 0, 0),)
+    assert (e.pool.held_blocks, e.pool.cached_blocks) == (1, 2)
+    assert rows(e) == ((1, 3, 0, 10), (2, 1, 0, 12))
+    assert (e.pool.held_blocks, e.pool.cached_blocks) == (2, 3)
+
+
+def test_vllm_a_sequence_that_shared_its_prompt_can_fill_the_whole_pool() -> None:
+    # Its own copy of what 1 had, beside the cached one, once left it a block short: it preempted
+    # itself, and nothing was scheduled ever after.
+    e = vllm(7)
+    e.submit(sequence(1, 12, 1, ids=range(12)), 0.0)
+    whole = sequence(2, 16, 13, ids=range(16))
+    e.submit(whole, 0.0)
+    for _ in range(13):
+        step(e)
+    assert (whole.emitted_tokens, whole.preemptions) == (13, 0)
+    assert whole.done_s is not None
+
+
+def test_vllm_a_cancelled_sequence_leaves_in_the_middle_of_its_prompt() -> None:
+    e = vllm(100, budget=8)
+    gone = sequence(1, 40, 9)
+    e.submit(gone, 0.0)
+    rows(e)
+    e.submit(sequence(2, 4, 1), 0.0)
+    e.cancel(gone)
+    assert rows(e) == ((2, 4, 0, 0),)
+    assert (gone.computed_tokens, gone.emitted_tokens, gone.done_s) == (8, 0, None)
+    assert (e.batch_size, e.pool.held_blocks) == (0, 0)
+
+
 def test_vllm_finds_what_a_preempted_sequence_computed_where_memory_allows() -> None:
     e = vllm(8)
     e.submit(sequence(1, 8, 18), 0.0)

@@ -104,6 +104,22 @@ def test_tokens_come_out_when_the_model_says() -> None:
     assert steps[-1].start_s + steps[-1].duration_s == 3.0
 
 
+def test_the_tokens_of_the_batch_include_a_prefix_from_the_cache() -> None:
+    async def main() -> None:
+        service = make()
+        for _ in range(2):
+            ticket = service.submit(1, 100, 10, 10, "length", Collector(), prompt_ids=bytes(800))
+            await asyncio.sleep(0.005)
+            # TGI reserves prompt + new - 1 slots, found in the cache or not.
+            assert service.batch_tokens == 109
+            await asyncio.sleep(5)
+            assert service.batch_tokens == 0
+        assert ticket is not None and ticket.cached_tokens == 99
+        service.close()
+
+    virtually(main)
+
+
 def test_book_closes_under_traffic_with_cancellations() -> None:
     steps: list[Step] = []
     sinks = [Collector() for _ in range(150)]
@@ -337,7 +353,7 @@ def test_configuration_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = make().boards
 
     async def main() -> None:
-        with pytest.raises(ValueError, match="needs 401024 tokens, max_total_tokens is 131072"):
-            make().submit(1, 400_000, 100_000, 5, "length", Collector())
+        with pytest.raises(ValueError, match="needs 132024 tokens, max_total_tokens is 131072"):
+            make().submit(1, 131_000, 100_000, 5, "length", Collector())
 
     virtually(main)

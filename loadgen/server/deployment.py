@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from loadgen.errors import ConfigError
-from loadgen.launch import Launch
+from loadgen.launch import Launch, Launcher
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
@@ -28,6 +28,8 @@ from loadgen.server.tgi_policy import TgiPolicy, UnchunkedTgiPolicy
 from loadgen.server.vllm_policy import VllmPolicy
 
 T = TypeVar("T")
+_VLLM_GRAPH_ROWS = 512
+"""Decode rows up to which vLLM V1 captures CUDA graphs when not told (its max_cudagraph_capture_size)."""
 _BOARD_STREAM, _DRAW_STREAM = 0x626F6172, 0x64726177  # keep these draws apart from the plan's streams
 
 
@@ -40,7 +42,7 @@ class Deployment:
         self.model = _model(launch.model)
         gpu = _known("gpu", launch.gpu, GPUS)
         self.dtype = _known("dtype", launch.dtype, DTYPES)
-        efficiency = replace(Efficiency(), graph_max_rows=max(flags.cuda_graphs, default=0))
+        efficiency = replace(Efficiency(), graph_max_rows=_graph_rows(launch))
         if launch.hardware.draw is not None:
             rng = np.random.default_rng([_DRAW_STREAM, launch.seed, launch.hardware.draw])
             gpu, efficiency = draw(gpu, efficiency, rng)
@@ -57,10 +59,15 @@ class Deployment:
             assert limits.max_batch_size is not None
             return VllmPolicy(limits.max_batch_prefill_tokens, limits.max_batch_size)
         if flags.prefill_chunking:
-            return TgiPolicy(limits.max_batch_prefill_tokens, limits.max_batch_size)
+            return TgiPolicy(
+                limits.max_batch_prefill_tokens,
+                limits.max_batch_size,
+                max_input_tokens=limits.max_input_tokens,
+            )
         return UnchunkedTgiPolicy(
             limits.max_batch_prefill_tokens,
             limits.max_batch_size,
+            max_input_tokens=limits.max_input_tokens,
             waiting_served_ratio=flags.waiting_served_ratio,
             max_waiting_tokens=flags.max_waiting_tokens,
         )
@@ -85,6 +92,14 @@ class Deployment:
             return tuple(Board(self.gpu, start_s, sensor_gain=gain) for _ in shards)
         rng = np.random.default_rng([_BOARD_STREAM, hardware.board_seed])
         return tuple(Board.drawn(self.gpu, start_s, rng, sensor_gain=gain) for _ in shards)
+
+
+def _graph_rows(launch: Launch) -> int:
+    """The largest decode step replayed as a CUDA graph; the flag's default is TGI's, not vLLM's."""
+    graphs = launch.launcher.cuda_graphs
+    if launch.scheduling == "vllm" and graphs == Launcher.model_fields["cuda_graphs"].default:
+        return _VLLM_GRAPH_ROWS
+    return max(graphs, default=0)
 
 
 def _model(name: str) -> Transformer:

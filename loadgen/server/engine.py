@@ -130,7 +130,8 @@ class Engine:
         """Plans and begins the next step at ``now_s``; None when there is nothing to run.
 
         A sequence that is admitted here after being submitted later than
-        ``now_s`` (a late event loop) counts as scheduled when submitted.
+        ``now_s`` (a late event loop) counts as scheduled when submitted, and
+        gets no token before that.
         Raises RuntimeError when a step is in progress.
         """
         cost = self._begin(now_s)
@@ -206,13 +207,12 @@ class Engine:
                 ended[sequence] = self._leave(sequence, now_s)
         for sequence, n in chunks:
             sequence.computed += n
-            if sequence.prompt_ids is not None:
-                self._policy.prefilled(sequence, self.pool)
             if sequence.computed < sequence.stretch_prompt_tokens:
                 continue
             sequence.emitted += 1
             if sequence.first_s is None and not sequence.cancelled:
-                sequence.first_s = now_s
+                assert sequence.scheduled_s is not None
+                sequence.first_s = max(now_s, sequence.scheduled_s)
             # One of the stretch's tokens has just come out.
             left = min(sequence.stretch_new_tokens - 1, sequence.reply_tokens - sequence.emitted)
             if left and not sequence.cancelled:
@@ -236,7 +236,8 @@ class Engine:
                 self._queue.append(sequence)
                 return None
             reason = "length"
-        sequence.done_s = now_s
+        assert sequence.first_s is not None
+        sequence.done_s = max(now_s, sequence.first_s)
         return reason
 
     def _begin(self, now_s: float) -> StepCost | None:

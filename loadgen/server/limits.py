@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loadgen.errors import ConfigError
+from loadgen.errors import CapacityError, ConfigError
 from loadgen.launch import Launch
 from loadgen.physics.formats import Dtype
 from loadgen.physics.hardware import Gpu
-from loadgen.physics.memory import memory_budget
+from loadgen.physics.memory import MemoryBudget, memory_budget
 from loadgen.physics.models import Transformer
 
 _WIGGLE_ROOM = 0.90
@@ -44,12 +44,15 @@ class Limits:
     block_tokens: int
 
 
-def tgi_prefill_tokens(model: Transformer, gpu: Gpu, dtype: Dtype, shards: int) -> int:
+def tgi_prefill_tokens(
+    model: Transformer, gpu: Gpu, dtype: Dtype, shards: int, memory_fraction: float = 1.0
+) -> int:
     """``max_batch_prefill_tokens`` of TGI's launcher.
 
     The card's 16-bit rate times shards over FLOP per token (4096 if that is 100
     or less, or the card unknown), at most the model's positions and what the
-    launcher thinks fits in memory (main.rs:2114-2153 of TGI at db931fc).
+    launcher thinks fits in ``memory_fraction`` of the memory (main.rs:2114-2153 of
+    TGI at db931fc).
     """
     h, q = model.hidden, model.heads * model.head_dim
     kv = model.kv_heads * model.head_dim
@@ -59,7 +62,9 @@ def tgi_prefill_tokens(model: Transformer, gpu: Gpu, dtype: Dtype, shards: int) 
     tokens = 0 if rate is None else int(rate * shards / flop_per_token)
     if tokens <= 100:
         tokens = _UNKNOWN_CARD_PREFILL_TOKENS
-    usable_bytes = _LAUNCHER_SHARE * gpu.memory_bytes - model.weights_bytes_per_shard(dtype, shards)
+    usable_bytes = _LAUNCHER_SHARE * memory_fraction * gpu.memory_bytes - model.weights_bytes_per_shard(
+        dtype, shards
+    )
     fits = int(usable_bytes // model.kv_token_bytes_per_shard(dtype, shards))
     tokens = min(tokens, model.max_position_embeddings)
     return min(tokens, fits) if fits > 0 else tokens
@@ -72,7 +77,8 @@ def derive_limits(model: Transformer, gpu: Gpu, dtype: Dtype, launch: Launch) ->
     context and the activations of a full prefill (measured by a warm-up there, the
     widest moment of a layer here). TGI ignores a given ``max_batch_total_tokens``
     for models it can measure; so it is no flag here. Raises CapacityError with the
-    sum when no request could be held.
+    sum when no request could be held, or none of the ``max_total_tokens`` given;
+    ConfigError for flags that contradict each other, as the servers do.
     """
     flags = launch.launcher
     tgi = launch.scheduling == "tgi"
@@ -81,14 +87,15 @@ def derive_limits(model: Transformer, gpu: Gpu, dtype: Dtype, launch: Launch) ->
     budget = memory_budget(model, gpu, dtype, flags.num_shard, prefill_tokens=prefill, usable_share=share)
     block = flags.block_size or (1 if tgi else 16)
     blocks = budget.kv_tokens // block
-    total = min(blocks * block, model.max_position_embeddings)
-    if flags.max_total_tokens is not None:
-        total = min(total, flags.max_total_tokens)
-    if total < 2:
+    if blocks * block < 2:
         raise budget.refusal()
-    longest = total - 1 if flags.max_input_tokens is None else min(flags.max_input_tokens, total - 1)
-    if tgi and not flags.prefill_chunking:
-        longest = min(longest, prefill)  # a prompt must then fit into one forward
+    total = _total_tokens(model, budget, blocks * block, launch)
+    longest = _input_tokens(total, prefill, launch)
+    given = flags.max_batch_prefill_tokens
+    if tgi and given is not None and given > blocks * block:
+        raise ConfigError(
+            f"max_batch_prefill_tokens: expected <= the KV cache's {blocks * block} tokens, got {given}"
+        )
     return Limits(
         model_id=model.hub_id,
         max_concurrent_requests=launch.max_concurrent_requests if launch.dialect == "tgi" else None,
@@ -106,11 +113,48 @@ def derive_limits(model: Transformer, gpu: Gpu, dtype: Dtype, launch: Launch) ->
     )
 
 
+def _total_tokens(model: Transformer, budget: MemoryBudget, kv_tokens: int, launch: Launch) -> int:
+    given = launch.launcher.max_total_tokens
+    if given is None:
+        return min(kv_tokens, model.max_position_embeddings)
+    if given < 2:
+        raise ConfigError(f"max_total_tokens: expected >= 2, a prompt and a reply, got {given}")
+    if given > kv_tokens:
+        raise CapacityError(
+            f"max_total_tokens: expected <= the KV cache's {kv_tokens} tokens, got {given}; "
+            f"{budget.explain()}"
+        )
+    # TGI takes more than the model has been trained for, vLLM does not.
+    positions = model.max_position_embeddings
+    if launch.scheduling == "vllm" and given > positions:
+        raise ConfigError(f"max_total_tokens: expected <= the model's {positions} positions, got {given}")
+    return given
+
+
+def _input_tokens(total: int, prefill: int, launch: Launch) -> int:
+    flags = launch.launcher
+    given = flags.max_input_tokens
+    if given is not None and given >= total:
+        raise ConfigError(f"max_input_tokens: expected < max_total_tokens ({total}), got {given}")
+    longest = total - 1 if given is None else given
+    if launch.scheduling == "vllm" or flags.prefill_chunking:
+        return longest
+    # A prompt must fit into one forward.
+    if given is not None and given > prefill:
+        raise ConfigError(
+            f"max_input_tokens: expected <= max_batch_prefill_tokens ({prefill}) without prefill chunking, "
+            f"got {given}"
+        )
+    return min(longest, prefill)
+
+
 def _prefill_tokens(model: Transformer, gpu: Gpu, dtype: Dtype, launch: Launch) -> int:
     flags = launch.launcher
     if launch.scheduling == "tgi":
         given = flags.max_batch_prefill_tokens
-        return tgi_prefill_tokens(model, gpu, dtype, flags.num_shard) if given is None else given
+        if given is not None:
+            return given
+        return tgi_prefill_tokens(model, gpu, dtype, flags.num_shard, flags.cuda_memory_fraction)
     tokens = flags.max_num_batched_tokens
     if tokens is None:
         return 8192 if _is_large(gpu) else 2048

@@ -51,10 +51,6 @@ class Policy(Protocol):
         """Takes the blocks that so many forwards need: how many of them the pool affords."""
         ...
 
-    def prefilled(self, sequence: Sequence, pool: BlockPool) -> None:
-        """A chunk of the sequence has been computed."""
-        ...
-
     def decoding(self, sequence: Sequence, pool: BlockPool) -> None:
         """The sequence has begun to decode."""
         ...

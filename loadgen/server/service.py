@@ -156,8 +156,9 @@ class Service:
 
     @property
     def batch_tokens(self) -> int:
-        """KV tokens that the running batch holds; cached prefixes are not among them."""
-        return self._engine.pool.held_blocks * self.limits.block_tokens
+        """KV tokens that the running batch holds or has reserved, a shared prefix once."""
+        pool = self._engine.pool
+        return (pool.total_blocks - pool.available_blocks) * self.limits.block_tokens
 
     @property
     def closed(self) -> bool:
@@ -252,6 +253,12 @@ class Service:
         Requests in flight fail. Again: nothing.
         """
         self._stop(None)
+
+    def die(self) -> None:
+        """As a killed process: requests in flight fail, and its boards hold no context any more."""
+        self.close()
+        for board in self._boards:
+            board.enter("bare idle", max(board.end_s, clock.now()))
 
     def _stop(self, error: BaseException | None) -> None:
         if self._closed:

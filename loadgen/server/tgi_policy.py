@@ -17,16 +17,21 @@ STRETCH_TOKENS = 1024
 """New tokens of one pass through the queue (DEFAULT_GENERATION_LENGTH, validation.rs:25)."""
 
 
-def longest_reply_tokens(prompt_tokens: int, max_new_tokens: int, max_total_tokens: int) -> int:
+def longest_reply_tokens(
+    prompt_tokens: int, max_new_tokens: int, max_total_tokens: int, max_input_tokens: int | None = None
+) -> int:
     """The most tokens TGI sends for a request, all its stretches together.
 
     Every stretch is ``min(max_new_tokens, 1024)`` long, also the last one: 1,500
-    asked for may give 2,048. It ends early when the next one no longer fits
+    asked for may give 2,048. It ends early when what would have to be prefilled
+    for the next one exceeds ``max_input_tokens``, or when that one no longer fits
     ``max_total_tokens``, unless the request asked for all that fits.
     """
     emitted = 0
     most = min(max_new_tokens, STRETCH_TOKENS)
     while emitted < max_new_tokens:
+        if max_input_tokens is not None and prompt_tokens + emitted > max_input_tokens:
+            break
         everything = prompt_tokens + max_new_tokens == max_total_tokens
         new = _stretch_tokens(most, max_total_tokens - prompt_tokens - emitted, emitted > 0 and everything)
         if new < 1:
@@ -52,13 +57,20 @@ class _ReservingPolicy:
 
     stretch_tokens = STRETCH_TOKENS
 
-    def __init__(self, max_batch_prefill_tokens: int, max_batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        max_batch_prefill_tokens: int,
+        max_batch_size: int | None = None,
+        *,
+        max_input_tokens: int | None = None,
+    ) -> None:
         if max_batch_prefill_tokens < 1:
             raise ValueError(f"max_batch_prefill_tokens: expected >= 1, got {max_batch_prefill_tokens}")
         if max_batch_size is not None and max_batch_size < 1:
             raise ValueError(f"max_batch_size: expected >= 1 or None, got {max_batch_size}")
         self.max_batch_prefill_tokens = max_batch_prefill_tokens
         self.max_batch_size = max_batch_size
+        self.max_input_tokens = max_input_tokens
         # Blocks of the running batch, those shared through the prefix cache counted for each sequence.
         self._batch_blocks = 0
         # The pool's count of releases when the head of the queue last found no blocks.
@@ -71,6 +83,8 @@ class _ReservingPolicy:
     def stretch(self, sequence: Sequence, pool: BlockPool, max_total_tokens: int | None) -> str | None:
         emitted = sequence.emitted
         prompt = sequence.prompt_tokens + emitted
+        if self.max_input_tokens is not None and prompt > self.max_input_tokens:
+            return f"has {prompt} tokens to prefill, max_input_tokens is {self.max_input_tokens}"
         # The last token of a stretch needs no KV.
         limit = pool.total_blocks * pool.block_tokens + 1 if max_total_tokens is None else max_total_tokens
         most = min(sequence.max_new_tokens, self.stretch_tokens)
@@ -86,9 +100,6 @@ class _ReservingPolicy:
 
     def grow(self, steps: int, batch: Batch, pool: BlockPool) -> int:
         return steps
-
-    def prefilled(self, sequence: Sequence, pool: BlockPool) -> None:
-        """Nothing: the prompt enters the prefix cache when the stretch ends."""
 
     def decoding(self, sequence: Sequence, pool: BlockPool) -> None:
         """Nothing: all blocks are reserved."""
@@ -162,6 +173,8 @@ class TgiPolicy(_ReservingPolicy):
     """
 
     _decode_due_at = -1
+    _batch_size = 0
+    """Sequences of the previous forward, from which the server derives the next chunks."""
 
     def plan(self, queue: deque[Sequence], batch: Batch, pool: BlockPool) -> Plan | None:
         budget = self.max_batch_prefill_tokens
@@ -169,11 +182,12 @@ class TgiPolicy(_ReservingPolicy):
             # The router's outer loop: this prefill may be followed at once by an admission.
             self._decode_due_at = -1
             chunks = self._admit(queue, pool, budget, self.max_batch_size or inf, chunking=True)
+            self._batch_size = len(chunks)
             return Plan(chunks, True) if chunks else None
         chunks = []
         fed = batch.rows
         if batch.prefilling:
-            left = budget - (len(batch.members) - 1)
+            left = budget - (self._batch_size - 1)
             for sequence in batch.prefilling:
                 # At least one token even over budget, as the server does: no sequence stalls.
                 n = max(min(sequence.stretch_prompt_tokens - sequence.computed, left), 1)
@@ -185,6 +199,9 @@ class TgiPolicy(_ReservingPolicy):
             if admitted:
                 self._decode_due_at = batch.forwards + 1
                 chunks += admitted
+                self._batch_size = len(batch.members) + len(admitted)
+                return Plan(chunks, True)
+        self._batch_size = len(batch.members)
         return Plan(chunks, True) if chunks else DECODE
 
     def quiet_steps(self, queue: deque[Sequence], batch: Batch, pool: BlockPool) -> float:
@@ -208,10 +225,11 @@ class UnchunkedTgiPolicy(_ReservingPolicy):
         max_batch_prefill_tokens: int,
         max_batch_size: int | None = None,
         *,
+        max_input_tokens: int | None = None,
         waiting_served_ratio: float = 0.3,
         max_waiting_tokens: int = 20,
     ) -> None:
-        super().__init__(max_batch_prefill_tokens, max_batch_size)
+        super().__init__(max_batch_prefill_tokens, max_batch_size, max_input_tokens=max_input_tokens)
         if waiting_served_ratio < 0 or max_waiting_tokens < 0:
             raise ValueError(
                 "waiting_served_ratio, max_waiting_tokens: expected >= 0, got "
@@ -272,6 +290,8 @@ class UnchunkedTgiPolicy(_ReservingPolicy):
         return inf if self.max_batch_size is None else self.max_batch_size - len(batch.members)
 
     def _put_back(self, chunks: list[tuple[Sequence, int]], queue: deque[Sequence], pool: BlockPool) -> None:
+        # Who found no blocks, if anybody, was not the head of the queue.
+        self._blocked_at = -1
         for sequence, _ in reversed(chunks):
             match = sequence.match
             self._batch_blocks -= sequence.blocks

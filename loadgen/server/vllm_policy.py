@@ -18,8 +18,11 @@ class VllmPolicy:
     are taken when they are written. When there is none, the sequence admitted
     last loses its own and goes to the front of the queue, to be computed anew;
     nothing is admitted in such a step. The whole blocks of a prompt are in the
-    prefix cache once they are computed, and stay there until their memory is
-    needed; at least the last token of a prompt is always computed.
+    prefix cache from the step on that computes them, so that equal prompts share
+    them even in that step, and stay there until their memory is needed; at least
+    the last token of a prompt is always computed. What was generated is cached
+    only for the sequence itself, when it is preempted. A cancelled sequence
+    leaves at the end of its step, also in the middle of its prompt.
 
     Raises ValueError for limits below 1 or fewer tokens than sequences a step.
     """
@@ -52,6 +55,9 @@ class VllmPolicy:
         return None
 
     def plan(self, queue: deque[Sequence], batch: Batch, pool: BlockPool) -> Plan | None:
+        for sequence in [s for s in batch.prefilling if s.cancelled]:
+            self.release(sequence, pool)
+            batch.leave(sequence)
         chunks: list[tuple[Sequence, int]] = []
         admitting = bool(queue) and self._blocked_at != pool.releases
         if batch.members and not self._continue(chunks, batch, pool):
@@ -86,14 +92,6 @@ class VllmPolicy:
             at = (at + 1) % block
         pool.take(needed)
         return granted
-
-    def prefilled(self, sequence: Sequence, pool: BlockPool) -> None:
-        new = pool.keep(sequence, sequence.computed)
-        if new:
-            whole = pool.find(sequence, sequence.computed)
-            pool.unpin(sequence.match)
-            sequence.match = whole
-            sequence.blocks -= new
 
     def decoding(self, sequence: Sequence, pool: BlockPool) -> None:
         block = pool.block_tokens
@@ -132,7 +130,9 @@ class VllmPolicy:
         if needed > pool.available_blocks:
             return False
         pool.take(needed)
-        self._add_blocks(chunks, pool)
+        for sequence, n in chunks:
+            sequence.blocks += self._blocks_for(sequence, n, pool)
+            self._share(sequence, n, pool)
         return True
 
     def _continue_preempting(
@@ -159,6 +159,7 @@ class VllmPolicy:
             budget -= n
             if sequence.batch is None:
                 sequence.blocks += needed
+                self._share(sequence, n, pool)
                 chunks.append((sequence, n))
 
     def _preempt(self, sequence: Sequence, queue: deque[Sequence], batch: Batch, pool: BlockPool) -> None:
@@ -208,12 +209,21 @@ class VllmPolicy:
             sequence.computed = cached
             if sequence.scheduled_s is None:
                 sequence.cached_tokens = cached
+            self._share(sequence, n, pool)
             chunks.append((sequence, n))
 
     def _blocks_for(self, sequence: Sequence, tokens: int, pool: BlockPool) -> int:
         computed = sequence.computed
         return pool.blocks(computed + tokens) - pool.blocks(computed)
 
-    def _add_blocks(self, chunks: list[tuple[Sequence, int]], pool: BlockPool) -> None:
-        for sequence, n in chunks:
-            sequence.blocks += self._blocks_for(sequence, n, pool)
+    def _share(self, sequence: Sequence, tokens: int, pool: BlockPool) -> None:
+        """Enters the whole blocks that the next ``tokens`` complete into the prefix cache, and pins them."""
+        if sequence.prompt_ids is None:
+            return
+        computed = sequence.computed + tokens
+        new = pool.keep(sequence, computed)
+        if new:
+            whole = pool.find(sequence, computed)
+            pool.unpin(sequence.match)
+            sequence.match = whole
+            sequence.blocks -= new
