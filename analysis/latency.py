@@ -97,12 +97,14 @@ def summarize_sample(sample: Sample, blocks: Blocks) -> dict[str, Estimate]:
 
 
 def tokens_per_chunk(run: Run) -> float | None:
-    """Mean tokens of one read that brought tokens, over successful requests; None without any."""
-    groups = [np.fromiter(tokens, dtype=np.float64) for tokens in run.ok["chunk_tokens"] if tokens]
-    if not groups:
-        return None
-    joined = np.concatenate(groups)
-    return float(joined.mean())
+    """Mean tokens of one read that brought tokens, over successful requests; None without any.
+
+    Tokens as `Record.output_tokens` counts them: a server's own count knows those that
+    came with another's text.
+    """
+    ok = run.ok[run.ok["output_tokens"].notna()]
+    reads = sum(len(tokens) for tokens in ok["chunk_tokens"])
+    return float(ok["output_tokens"].sum()) / reads if reads else None
 
 
 def _column(frame: pd.DataFrame, name: str) -> Floats:

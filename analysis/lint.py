@@ -214,6 +214,19 @@ def _token_counts(run: Run) -> Iterator[str]:
     unknown = int(ok["output_tokens"].isna().sum())
     if unknown:
         yield f"{unknown} of {len(ok)} replies have no token count; they are left out of figures per token"
+    known = ok[ok["output_tokens"].notna()]
+    # Replies whose text came in fewer events than the server counts tokens, end marker aside.
+    held = [
+        (int(tokens), events)
+        for tokens, chunks in zip(known["output_tokens"], known["chunk_tokens"], strict=True)
+        if chunks and tokens > (events := sum(chunks)) + 1
+    ]
+    if held:
+        tokens, events = (sum(column) for column in zip(*held, strict=True))
+        yield (
+            f"{len(held)} of {len(ok)} replies brought {tokens:,} tokens in {events:,} events: itl is the gap "
+            "between events; read tpot"
+        )
 
 
 def _agreement(parts: Mapping[Part, PartEnergy]) -> Iterator[str]:

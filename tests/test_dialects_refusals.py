@@ -146,6 +146,78 @@ def test_sglang_takes_any_model_and_echoes_it():
     assert post("sglang", CHAT, chat(model="nope", max_tokens=1)).json()["model"] == "nope"
 
 
+def test_sglang_tells_at_most_its_words_however_many_are_asked_for():
+    value = post("sglang", CHAT, chat(max_tokens=2, logprobs=True, top_logprobs=10**8)).json()
+    assert [len(t["top_logprobs"]) for t in value["choices"][0]["logprobs"]["content"]] == [128, 128]
+
+
+def test_vllm_tokenizes_no_images():
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]
+    response = post("vllm", "/tokenize", {"messages": picture})
+    assert (response.status, response.json()["error"]["message"]) == (
+        400,
+        f"{MODEL} is not a multimodal model",
+    )
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "transformers"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_id_that_is_not_utf_8_is_echoed_in_latin_1(dialect, stream):
+    async def main(server):
+        connection = server.connect()
+        asked = request_bytes(CHAT, chat(max_tokens=1, stream=stream), x_request_id="ID")
+        connection.transport.write(asked.replace(b"ID", b"caf\xe9"))
+        return await connection.response()
+
+    response = ask(main, dialect=dialect)
+    value = response.events()[0] if stream else response.json()
+    assert (response.status, value["id"].removeprefix("chatcmpl-")) == (200, "café")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_transformers_falls_over_a_suffix_that_is_no_unicode(stream):
+    asked = {"prompt": "x", "suffix": "\ud800", "max_tokens": 1, "stream": stream}
+    assert post("transformers", COMPLETIONS, asked).status == 500
+    assert post("transformers", COMPLETIONS, asked | {"suffix": "é"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"model": MODEL}, (200, [{"status": "ready", "model": f"{MODEL}@main", "cached": True}])),
+        ({"model": f"{MODEL}@main"}, (200, [{"status": "ready", "model": f"{MODEL}@main", "cached": True}])),
+        ({}, (422, "Missing `model` field in the request body.")),
+        ({"model": "other"}, (400, f"Server is pinned to '{MODEL}'; requested 'other'.")),
+    ],
+)
+def test_transformers_has_its_model_loaded(body, expected):
+    response = post("transformers", "/load_model", body)
+    found = response.events() if response.status == 200 else response.json()["detail"]
+    assert (response.status, found) == expected
+
+
+@pytest.mark.parametrize("dialect", PEERS)
+def test_a_body_that_breaks_off_is_answered(dialect):
+    """A chunk that is none, at once and in a later read; and a body that never ends."""
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n".encode()
+    chunked = head + b"transfer-encoding: chunked\r\n\r\n"
+
+    async def main(server):
+        statuses = []
+        for parts in ([chunked + b"zz\r\n"], [chunked, b"zz\r\n"], [head + b"content-length: 9\r\n\r\n{"]):
+            connection = server.connect()
+            for part in parts:
+                connection.transport.write(part)
+                await asyncio.sleep(0.1)
+            async with asyncio.timeout(100):
+                statuses.append((await connection.response()).status)
+        return statuses
+
+    at_once, later, never = ask(main, dialect=dialect)
+    assert (at_once, never) == (400, 408)
+    assert later in (400, 408)
+
+
 NOT_FOUND = {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
 
 
@@ -192,14 +264,31 @@ def test_nobody_is_turned_away_however_many_come(dialect):
 
 
 @pytest.mark.parametrize("dialect", PEERS)
-def test_hanging_up_frees_the_place(dialect):
-    async def main(server):
-        connection = server.connect()
-        connection.transport.write(request_bytes(CHAT, chat(max_tokens=900, stream=True)))
-        await connection.until(lambda: connection.data.count(b"data: ") > 3)
-        assert server.service.in_flight == 1
-        connection.transport.close()
-        await asyncio.sleep(0.1)
-        return server.service.in_flight, server.service.batch_size
+@pytest.mark.parametrize("after_s", [0.0, 1e-4, 0.02, 0.2])
+@pytest.mark.parametrize(
+    "more",
+    [{"stream": True}, {}, {"stream": True, "n": 3}, {"n": 3}],
+    ids=["stream", "whole", "three", "3 whole"],
+)
+def test_hanging_up_frees_the_places(dialect, more, after_s):
+    """At once, before the first token, and in the middle; queued (2 places) or running."""
 
-    assert ask(main, dialect=dialect) == (0, 0)
+    async def main(server):
+        connections = [server.connect() for _ in range(3)]
+        asked = chat(max_tokens=400, temperature=1.0) | more
+        if dialect != "transformers":
+            asked["ignore_eos"] = True
+        for connection in connections:
+            connection.transport.write(request_bytes(CHAT, asked))
+        await asyncio.sleep(after_s)
+        if after_s >= 0.02:
+            one = 1 if dialect == "transformers" else more.get("n", 1)
+            assert server.service.in_flight == 3 * one
+        for connection in connections:
+            connection.transport.close()
+        await asyncio.sleep(0.1)
+        again = await server.post(CHAT, chat(max_tokens=2))
+        return server.service.in_flight, server.service.batch_size, server.service.queue_size, again.status
+
+    limits = Launcher(max_num_seqs=3 if dialect == "llama.cpp" else 2)
+    assert ask(main, dialect=dialect, launcher=limits) == (0, 0, 0, 200)

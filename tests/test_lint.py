@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_runs import INSTANT, constant, failed, lattice, record, run_of
 
-from analysis import energy, floor, lint
+from analysis import energy, floor, latency, lint
 from analysis.lint import Verdict
 from analysis.load import Run
 from loadgen.physics.boards import GPUS
@@ -159,3 +159,12 @@ def test_a_quiet_board_whose_sensor_reads_5_percent_low_is_not_called_impossible
     assert low == Verdict((), ())
     lower = _judge(run_of(rows, constant(0.92 * idle_w, 100.0), server=H100, end_s=100.0))
     assert _one(lower, "is below idle") and _one(lower, "below the physical floor")
+
+
+def test_tokens_that_came_without_an_event_of_their_own_are_said() -> None:
+    # An emoji takes three tokens and one event: 33 tokens in 11 events; an end marker alone is no news.
+    rows = [record(i, 0.6 * i, output_tokens=33 if i % 2 else 12) for i in range(100)]
+    run = run_of(rows, constant(300.0, 60.0), end_s=60.0)
+    warnings = _judge(run).warnings
+    assert any("50 of 100 replies brought 1,650 tokens in 550 events: itl is the gap" in w for w in warnings)
+    assert latency.tokens_per_chunk(run) == pytest.approx((50 * 33 + 50 * 12) / 1100)

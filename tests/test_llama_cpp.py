@@ -350,6 +350,11 @@ FRANCE = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 
         ("/v1/chat/completions", HELLO | {"stream": True, "logprobs": True, "top_logprobs": 2}),
         ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 2}),
         ("/v1/chat/completions", HELLO | {"n": 2}),
+        ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 0}),
+        ("/v1/chat/completions", HELLO | {"n_probs": 2}),
+        ("/v1/chat/completions", HELLO | {"logprobs": "x"}),
+        ("/v1/chat/completions", HELLO | {"max_tokens": -5}),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant"}]}),
         ("/v1/chat/completions", HELLO | {"model": "nope", "frobnicate": 1, "stop": 5}),
         ("/v1/chat/completions", HELLO | {"n": 9}),
         ("/v1/chat/completions", {"messages": [{"content": "x"}]}),
@@ -359,6 +364,12 @@ FRANCE = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 
         ("/v1/completions", FRANCE | {"stream": True}),
         ("/v1/completions", FRANCE | {"logprobs": 1}),
         ("/v1/completions", FRANCE | {"prompt": ["a b", "c d"]}),
+        ("/v1/completions", FRANCE | {"prompt": ["a b", ""]}),
+        ("/v1/completions", FRANCE | {"prompt": [[], "a"]}),
+        ("/v1/completions", FRANCE | {"prompt": [{"prompt_string": "a"}]}),
+        ("/v1/completions", FRANCE | {"prompt": [-1]}),
+        ("/v1/completions", FRANCE | {"logprobs": -3}),
+        ("/v1/completions", b'{"prompt": "x", "max_tokens": 1e999}'),
         ("/v1/completions", {"prompt": "", "max_tokens": 2, "stream": True}),
         ("/v1/completions", {}),
         (
@@ -381,6 +392,31 @@ def test_the_dialect_answers_in_the_real_server_s_shape(url, path, body):
         for _, _, values in (real, ours):
             values[0].pop("generation_settings")
     assert ours == real
+
+
+def test_streams_of_several_prompts_begin_alike(url):
+    body = {"prompt": ["a b", "c d"], "max_tokens": 2, "stream": True}
+    with embedded() as other:
+        for path in ("/v1/completions", "/completion"):
+            first = [send(base, path, body)[2].split(b"\n\n")[0] for base in (url, other)]
+            assert first[0] == first[1] == b"data: null"
+
+
+def test_the_dialect_counts_as_the_real_server_does(url):
+    """What the page says of one reply of 20 tokens, and which limit that reply obeyed."""
+    body = {"prompt": "Count.", "n_predict": 20, "max_tokens": 5, "ignore_eos": True, "cache_prompt": False}
+    with embedded() as other:
+        for base in (url, other):
+            get(base + "/metrics")
+            before = counters(base)
+            value = json.loads(send(base, "/v1/completions", body)[2])
+            assert value["usage"]["completion_tokens"] == 20
+            page = get(base + "/metrics")
+            rate = float(re.search(r"^llamacpp:predicted_tokens_seconds (\S+)", page, re.MULTILINE)[1])
+            assert rate == pytest.approx(19 / value["timings"]["predicted_ms"] * 1e3, rel=0.01)
+            assert counters(base)[1] - before[1] == 20
+            again = get(base + "/metrics")
+            assert float(re.search(r"^llamacpp:predicted_tokens_seconds (\S+)", again, re.MULTILINE)[1]) == 0
 
 
 def test_the_dialect_tells_nothing_that_the_real_server_does_not(url):

@@ -89,6 +89,35 @@ def test_sglang_by_its_own_route():
     assert target.info["model_path"] == "p"
 
 
+TRANSFORMERS = {
+    "openapi": "3.1.0",
+    "info": {"title": "FastAPI", "version": "0.1.0"},
+    "paths": {
+        "/v1/chat/completions": {"post": {"summary": "Chat Completions"}},
+        "/load_model": {"post": {"summary": "Load Model"}},
+        "/v1/models": {"get": {}, "options": {}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("described", "kind"),
+    [
+        (TRANSFORMERS, "transformers"),
+        (TRANSFORMERS | {"info": {"title": "My models"}}, "openai"),
+        (TRANSFORMERS | {"paths": {"/v1/chat/completions": {"post": {}}}}, "openai"),
+        (TRANSFORMERS | {"paths": {"/v1/chat/completions": {}, "/load_model": {"get": {}}}}, "openai"),
+        (TRANSFORMERS | {"paths": [1]}, "openai"),
+        ([1], "openai"),
+        (web.Response(text="<html>", content_type="text/html"), "openai"),
+    ],
+)
+def test_transformers_by_its_routes(described, kind):
+    """Routes of 5.23.0's `transformers serve`; its models' `owned_by` is their author."""
+    target, _ = ask({"/v1/models": models("HuggingFaceTB"), "/openapi.json": described})
+    assert (target.kind, target.protocol, target.model) == (kind, "openai-chat", "m-1")
+
+
 def test_base_address_may_end_in_v1():
     target, _ = ask({"/v1/models": models("vllm")}, base="/v1/")
     assert target.kind == "vllm"

@@ -218,6 +218,7 @@ def test_a_sink_that_raises_harms_only_itself() -> None:
         submit(service, good, id=2)
         await asyncio.sleep(5)
         assert (len(bad.at), len(good.at)) == (2, 10)
+        assert (bad.failures, good.failures) == (["internal error"], [])
         assert service.in_flight == 0
         assert service.batch_size == 0
         service.close()

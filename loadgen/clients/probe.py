@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import aiohttp
@@ -15,7 +15,7 @@ from loadgen.clients.redaction import redact_url
 from loadgen.clients.replies import excerpt
 from loadgen.errors import ConfigError
 
-Kind = Literal["tgi", "vllm", "sglang", "llama.cpp", "openai", "unknown"]
+Kind = Literal["tgi", "vllm", "sglang", "llama.cpp", "transformers", "openai"]
 
 TIMEOUT_S = 5.0
 _BODY_LIMIT_BYTES = 1 << 20
@@ -44,8 +44,9 @@ async def probe(
     """Finds out what serves ``base_url``, by GET requests that cost it nothing.
 
     Tries ``/info`` (TGI), then ``/v1/models`` (the others, told apart by
-    ``owned_by``; SGLang also by ``/get_model_info``), then ``/health``. Each has
-    ``timeout_s``. Raises ConfigError naming every address tried and what it gave.
+    ``owned_by``; SGLang also by ``/get_model_info``, transformers by the routes in its
+    ``/openapi.json``), then ``/health``. Each has ``timeout_s``. Raises ConfigError
+    naming every address tried and what it gave.
     """
     parse_url(base_url)
     tried: list[str] = []
@@ -63,9 +64,10 @@ async def probe(
         if target is not None and target.kind == "openai":
             more = await _get_json(session, endpoint(base_url, "/get_model_info"), [])
             if isinstance(more, dict) and "model_path" in more:
-                return Target(
-                    "sglang", target.protocol, target.model, target.limits, dict(target.info) | more
-                )
+                return replace(target, kind="sglang", info={**target.info, **more})
+            described = await _get_json(session, endpoint(base_url, "/openapi.json"), [])
+            if _is_transformers(described):
+                return replace(target, kind="transformers")
         if target is not None:
             return target
         health = await _get_json(session, endpoint(base_url, "/health"), tried)
@@ -86,6 +88,17 @@ def _openai_target(models: Any) -> Target | None:
     meta = first.get("meta")
     limits = _limits(first) | (_limits(meta) if isinstance(meta, dict) else {})
     return Target(kind, "openai-chat", first["id"], limits, {"models": entries})
+
+
+def _is_transformers(described: Any) -> bool:
+    """Whether FastAPI's description of a server is that of ``transformers serve``: untitled, with its routes.
+
+    It says nothing else of itself: ``owned_by`` is the model's author there.
+    """
+    match described:
+        case {"info": {"title": "FastAPI"}, "paths": {"/load_model": {"post": _}, "/v1/chat/completions": _}}:
+            return True
+    return False
 
 
 def _limits(said: Mapping[str, Any]) -> dict[str, int]:

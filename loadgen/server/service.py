@@ -331,6 +331,7 @@ class Service:
             except Exception as error:
                 self._report(error)
                 ticket.cancel()
+                self._tell(ticket.sink.failed, "internal error")
         self._next()
 
     def _book_idle(self, until_s: float) -> None:

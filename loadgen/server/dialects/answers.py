@@ -1,6 +1,7 @@
 """From a valid request to its replies: planning, submitting, whole or streamed, and the account of them.
 
-All dialects but TGI's share this. No place is ever refused: these servers queue.
+All dialects but TGI's share this. No place is ever refused: these servers queue. A
+prompt without tokens is answered with none, and the service never hears of it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,63 @@ from aiohttp import web
 
 from loadgen.server.desk import Desk, GenerationFailed, Job
 from loadgen.server.dialects.asks import Ask, Reply
-from loadgen.server.dialects.script import write_script
-from loadgen.server.dialects.tally import Tally
+from loadgen.server.dialects.script import empty_script, write_script
 from loadgen.server.service import Service
 from loadgen.server.stream import Dialect, StreamSink, WholeSink
+
+
+class Tally:
+    """Totals over replies that have ended, and the replies under way. Counts are tokens where not said.
+
+    ``watch``, when set, is told of each reply that came to its end, and of each
+    that was broken off, by its client or a failure.
+    """
+
+    def __init__(self) -> None:
+        self.live: dict[Reply, None] = {}
+        self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0}
+        self.preemptions = 0
+        self.watch: Callable[[Reply, bool], None] | None = None
+        self._prompt = 0
+        self._cached = 0
+        self._generated = 0
+
+    def begun(self, replies: Sequence[Reply]) -> None:
+        """The replies are about to be queued."""
+        self.live |= dict.fromkeys(replies)
+
+    def ended(self, replies: Sequence[Reply]) -> None:
+        """The replies have ended, one way or the other."""
+        for reply in replies:
+            del self.live[reply]
+            done = reply.ticket is not None and reply.ticket.done_s is not None
+            self.finished[reply.script.plan.finish_reason if done else "abort"] += 1
+            self._generated += reply.emitted_tokens
+            self.preemptions += reply.preemptions
+            if _prefilled(reply):
+                self._prompt += reply.prompt.tokens
+                self._cached += reply.cached_tokens
+            if self.watch is not None:
+                self.watch(reply, done)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens whose prefill is complete, those from the prefix cache included."""
+        return self._prompt + sum(reply.prompt.tokens for reply in self.live if _prefilled(reply))
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of them, those that the prefix cache had."""
+        return self._cached + sum(reply.cached_tokens for reply in self.live if _prefilled(reply))
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens emitted."""
+        return self._generated + sum(reply.emitted_tokens for reply in self.live)
+
+
+def _prefilled(reply: Reply) -> bool:
+    return reply.ticket is not None and reply.ticket.first_s is not None
 
 
 class Answers:
@@ -33,6 +87,9 @@ class Answers:
         replies = []
         for index, request_id in enumerate(ids):
             prompt = ask.prompts[index // ask.n]
+            if not prompt.tokens:
+                replies.append(Reply(index, prompt, empty_script(request_id), ask))
+                continue
             script = write_script(
                 seed,
                 request_id,
@@ -49,6 +106,7 @@ class Answers:
 
     async def whole(self, replies: Sequence[Reply]) -> None:
         """Generates without streaming. Raises Overloaded, GenerationFailed."""
+        replies = _asked(replies)
         self.desk.require_places(len(replies))
         self.tally.begun(replies)
         sinks = [WholeSink(reply.index, []) for reply in replies]
@@ -83,8 +141,9 @@ class Answers:
         ended well, ``trailer`` closes any stream. Raises Overloaded before
         anything is sent.
         """
-        self.desk.require_places(len(replies))
-        self.tally.begun(replies)
+        asked = _asked(replies)
+        self.desk.require_places(len(asked))
+        self.tally.begun(asked)
         try:
             async with self.desk.streaming(request, headers, replies=len(replies), trailer=trailer) as stream:
                 stream.body.without_comments()
@@ -92,15 +151,23 @@ class Answers:
                     stream.body.ending = ending
                 if first:
                     stream.body.event(first)
+                for reply in replies:
+                    if not reply.prompt.tokens:
+                        stream.body.end_reply(events(reply).last())
                 try:
-                    for reply in replies:
+                    for reply in asked:
                         stream.submit(_job(reply), StreamSink(stream.body, events(reply)))
                         reply.ticket = stream.tickets[-1]
                 except GenerationFailed as failure:
                     stream.body.abort(failed(str(failure)))
             return stream.response
         finally:
-            self.tally.ended(replies)
+            self.tally.ended(asked)
+
+
+def _asked(replies: Sequence[Reply]) -> list[Reply]:
+    """Those that the service is asked for."""
+    return [reply for reply in replies if reply.prompt.tokens]
 
 
 def _job(reply: Reply) -> Job:

@@ -99,7 +99,7 @@ class ReplyEvents:
             return events
         if self._opens_with_text and not self._script.piece(1):
             return events
-        return [self._opening + events[0], *events[1:]]
+        return [self._opening + b"".join(events[:1]), *events[1:]]
 
     def error(self, message: str) -> bytes:
         """A backend failure."""

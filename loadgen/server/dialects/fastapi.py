@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 import orjson
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
+
+from loadgen.server.desk import BODY_S
 
 ErrorDict = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -35,11 +38,22 @@ class Invalid(Exception):
 
 
 async def read(request: web.Request) -> bytes:
-    """The body's bytes. Raises Refused (413) past the payload limit."""
+    """The body's bytes. Raises Refused: 413 past the payload limit, 400 or 408 when the body breaks off."""
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(408, {"detail": f"Request body incomplete after {BODY_S:g} s"}) from None
     except web.HTTPRequestEntityTooLarge:
         raise Refused(413, {"detail": "Request Entity Too Large"}) from None
+    except web.RequestPayloadError:
+        raise Refused(400, {"detail": "There was an error parsing the body"}) from None
+
+
+def client_id(request: web.Request) -> str | None:
+    """The client's ``x-request-id`` as Starlette reads it (Latin-1), None if it sent none."""
+    given = request.headers.get("x-request-id")
+    return None if given is None else given.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def is_json_type(request: web.Request) -> bool:

@@ -1,12 +1,13 @@
 """llama.cpp's HTTP interface (b1-7e4c0a9, recorded): OpenAI's routes, ``/completion``, its own state.
 
-Excess requests wait for a slot without a word. The 401 of ``--api-key`` is from memory.
+Excess requests wait for a slot without a word, and the stream of several prompts has
+an event ``null``. The 401 of ``--api-key`` is from memory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -20,9 +21,7 @@ from loadgen.server.dialects.chunks import ReplyEvents
 from loadgen.server.dialects.fastapi import Refused
 from loadgen.server.dialects.llama_cpp_status import LlamaCppStatus
 from loadgen.server.dialects.logprobs import token_bytes
-from loadgen.server.dialects.script import Script
-from loadgen.server.dialects.vocabulary import Vocabulary
-from loadgen.server.reply import ReplyPlan
+from loadgen.server.dialects.prompts import Vocabulary
 from loadgen.server.routing import Handler
 from loadgen.server.service import Service
 from loadgen.server.stream import DONE, event
@@ -93,23 +92,22 @@ class LlamaCppRoutes:
         """``POST /v1/chat/completions``."""
         body = await self._body(request)
         ask = llama_cpp_requests.chat_ask(body, self._service.limits, self._slots)
-        logprobs = max(int(body.get("top_logprobs") or 0), 1) if body.get("logprobs") else None
-        return await self._answer(request, body, ask, chat=True, logprobs=logprobs)
+        return await self._answer(request, body, ask, chat=True)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/completions``."""
         body = await self._body(request)
         ask = self._completion_ask(body)
-        return await self._answer(request, body, ask, chat=False, logprobs=body.get("logprobs") or None)
+        return await self._answer(request, body, ask, chat=False)
 
     def _completion_ask(self, body: dict[str, Any]) -> Ask:
         decode = self._vocabulary.decode
         return llama_cpp_requests.completion_ask(body, self._service.limits, self._slots, decode)
 
     async def _answer(
-        self, request: web.Request, body: dict[str, Any], ask: Ask, *, chat: bool, logprobs: Any
+        self, request: web.Request, body: dict[str, Any], ask: Ask, *, chat: bool
     ) -> web.StreamResponse:
-        replies = self._replies(request, ask)
+        replies = self._answers.replies(request, ask)
         number = replies[0].script.plan.request_id
         options = body.get("stream_options")
         form = llama_cpp_wire.Form(
@@ -119,40 +117,46 @@ class LlamaCppRoutes:
             chat,
             include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
             timings_per_token=bool(body.get("timings_per_token")),
-            logprobs=None if logprobs is None else int(logprobs),
+            logprobs=llama_cpp_requests.probabilities(body, chat=chat),
         )
-        stream = llama_cpp_wire.Stream(form, clock.now)
         if not body.get("stream"):
-            if ask.prompts[0].tokens:
-                await self._answers.whole(replies)
+            await self._answers.whole(replies)
             return _json(llama_cpp_wire.body(replies, form, clock.now()))
-        if not ask.prompts[0].tokens:
-            fields = stream.finish_of_completion(replies[0])
-            fields["timings"] = llama_cpp_wire.timings(replies[0], 0, clock.now())
-            return web.Response(body=event(fields) + DONE, headers=_STREAM_HEADERS)
-        failed = llama_cpp_wire.failed
-        return await self._answers.stream(
-            request, _STREAM_HEADERS, replies, stream.events, failed=failed, trailer=DONE
-        )
+        events = llama_cpp_wire.Stream(form, clock.now).events
+        return await self._stream(request, replies, events, trailer=DONE)
 
-    def _replies(self, request: web.Request, ask: Ask) -> list[Reply]:
-        """The replies; an empty prompt is answered with nothing, and without the model."""
-        if all(prompt.tokens for prompt in ask.prompts):
-            return self._answers.replies(request, ask)
-        (request_id,) = self._answers.desk.ids(request, 1)
-        return [Reply(0, ask.prompts[0], Script(ReplyPlan(request_id, 0, "length", [])), ask)]
+    async def _stream(
+        self,
+        request: web.Request,
+        replies: Sequence[Reply],
+        events: Callable[[Reply], ReplyEvents],
+        *,
+        trailer: bytes = b"",
+    ) -> web.StreamResponse:
+        return await self._answers.stream(
+            request,
+            _STREAM_HEADERS,
+            replies,
+            events,
+            failed=llama_cpp_wire.failed,
+            first=event(None) if len(replies[0].ask.prompts) > 1 else b"",
+            trailer=trailer,
+        )
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         """``POST /completion``: its own format, without ``[DONE]``."""
         body = await self._body(request)
-        replies = self._replies(request, self._completion_ask(body))
+        replies = self._answers.replies(request, self._completion_ask(body))
         model = self._service.limits.model_id
-        count = body.get("n_probs")
-        probabilities = count if isinstance(count, int) else 0
+        probabilities = llama_cpp_requests.probabilities(body)
 
         def end(reply: Reply, streamed: bool) -> dict[str, Any]:
             now_s = clock.now()
-            return llama_cpp_wire.native_end(reply, body, model, self._slots, now_s, streamed=streamed)
+            fields = llama_cpp_wire.native_end(reply, body, model, self._slots, now_s, streamed=streamed)
+            if probabilities is not None and not streamed:
+                last = reply.script.plan.tokens
+                fields |= llama_cpp_wire.native_probabilities(reply, 1, last, probabilities)
+            return fields
 
         def events(reply: Reply) -> ReplyEvents:
             script = reply.script
@@ -171,14 +175,8 @@ class LlamaCppRoutes:
                 uniform=False,
             )
 
-        if not replies[0].prompt.tokens:
-            value = end(replies[0], False)
-            streamed = web.Response(body=event(value), headers=_STREAM_HEADERS)
-            return streamed if body.get("stream") else _json(value)
         if body.get("stream"):
-            return await self._answers.stream(
-                request, _STREAM_HEADERS, replies, events, failed=llama_cpp_wire.failed
-            )
+            return await self._stream(request, replies, events)
         await self._answers.whole(replies)
         values = [end(reply, False) for reply in replies]
         return _json(values if len(values) > 1 else values[0])

@@ -1,19 +1,23 @@
 """What may be asked of llama.cpp's server: its lenient reading, its errors (b1-7e4c0a9, recorded).
 
 Any model name, any unknown field and nearly any value is taken; what is not JSON
-is a 500, in nlohmann's words where the body is empty and in Python's elsewhere.
+is a 500, in nlohmann's words where the body is empty or a number too large and in
+Python's elsewhere. Tools and response formats are accepted and do nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
-from loadgen.server.dialects.asks import Ask, Decode, Prompt, prompt_of, prompts_of
-from loadgen.server.dialects.conversation import NotText, prompt_text
+from loadgen.server.dialects.asks import Ask
 from loadgen.server.dialects.fastapi import Refused
+from loadgen.server.dialects.prompts import Decode, NotText, Prompt, prompt_of, prompt_of_ids, prompt_text
 from loadgen.server.dialects.script import hold_beginnings
 from loadgen.server.limits import Limits
+from loadgen.server.text import EOS_ID
 
 _EMPTY = (
     "[json.exception.parse_error.101] parse error at line 1, column 1: attempting to parse an empty input; "
@@ -23,9 +27,15 @@ _PROMPT = (
     '"prompt" elements must be a string, a list of tokens, a JSON object containing a prompt string, '
     "or a list of mixed strings & tokens."
 )
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIGITS_64_BITS = 20
+_INT_MAX = 2**31 - 1
+_ALL_LOGPROBS = 20
+"""``top_logprobs`` of a chat that asks for log-probabilities and not how many."""
 _KINDS = {"number": (int, float, bool), "boolean": (bool,), "string": (str,), "array": (list,)}
 _CHECKED = {
     "max_tokens": "number", "max_completion_tokens": "number", "n_predict": "number", "temperature": "number",
+    "logprobs": "number",
     "top_p": "number", "top_k": "number", "min_p": "number", "seed": "number", "n": "number",
     "top_logprobs": "number", "n_probs": "number",
     "frequency_penalty": "number", "presence_penalty": "number", "repeat_penalty": "number",
@@ -53,7 +63,15 @@ def parse(raw: bytes) -> dict[str, Any]:
     if not raw:
         raise broken(_EMPTY)
     try:
-        value = json.loads(raw, parse_constant=_no_constant)
+        value = json.loads(raw, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+        if _ESCAPED_SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        text = "invalid string: surrogate U+D800..U+DBFF must be followed by U+DC00..U+DFFF"
+        wrong = f"syntax error while parsing value - {text}"
+        raise broken(f"[json.exception.parse_error.101] parse error: {wrong}") from None
+    except OverflowError as error:
+        raise broken(f"[json.exception.out_of_range.406] {error}") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         text = f"syntax error while parsing value - {error.msg}"
@@ -65,6 +83,19 @@ def parse(raw: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"invalid literal; last read: '{name}'")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise OverflowError(f"number overflow parsing '{digits}'")
+    return value
+
+
+def _integer(digits: str) -> int | float:
+    """An integer of 64 bits, else the nearest floating point number."""
+    value = _finite(digits) if len(digits) > _DIGITS_64_BITS else int(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def kind_of(value: Any) -> str:
@@ -90,6 +121,20 @@ def _check_fields(body: dict[str, Any], slots: int) -> None:
     n = body.get("n")
     if n is not None and not 1 <= n <= slots:
         raise bad_request(f"Field 'n': Value must be between 1 <= value <= {slots}, but got {int(n)}")
+    options = body.get("stream_options")
+    include = options.get("include_usage") if isinstance(options, dict) else None
+    if include is not None and not isinstance(include, bool):
+        raise bad_request(f"Field 'include_usage': {wrong_type('boolean', include)}")
+
+
+def probabilities(body: dict[str, Any], *, chat: bool = False) -> int | None:
+    """How many likeliest tokens are told for each token; None for none. ``body`` has been checked."""
+    wanted = body.get("logprobs")
+    if chat and wanted:
+        wanted = body.get("top_logprobs")
+        wanted = _ALL_LOGPROBS if wanted is None else wanted
+    count = int(wanted or body.get("n_probs") or 0)
+    return count if count > 0 else None
 
 
 def chat_ask(body: dict[str, Any], limits: Limits, slots: int) -> Ask:
@@ -102,21 +147,13 @@ def chat_ask(body: dict[str, Any], limits: Limits, slots: int) -> Ask:
 
 def chat_prompt(body: dict[str, Any]) -> str:
     """The prompt of a body with ``messages``. Raises Refused."""
-    messages = body.get("messages")
-    if messages is None:
+    if "messages" not in body:
         raise bad_request("'messages' is required")
+    messages = body["messages"]
     if not isinstance(messages, list):
         raise bad_request("Expected 'messages' to be an array")
     for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        role = message.get("role") if isinstance(message, dict) else None
-        if content is None and (role != "assistant" or not isinstance(message, dict)):
-            raise bad_request("All non-assistant messages must contain 'content'")
-        if not isinstance(content, str | list | None):
-            raise bad_request("Expected 'content' to be a string or an array")
-        if not isinstance(role, str):
-            shown = json.dumps(message, separators=(",", ":"))
-            raise broken(f"Failed to parse messages: Missing 'role' in message: {shown}")
+        _check_message(message if isinstance(message, dict) else {})
     try:
         return prompt_text(messages)
     except NotText as error:
@@ -126,32 +163,58 @@ def chat_prompt(body: dict[str, Any]) -> str:
         raise bad_request("unsupported content[].type") from None
 
 
+def _check_message(message: dict[str, Any]) -> None:
+    role, content = message.get("role"), message.get("content")
+    if "content" not in message and role != "assistant":
+        raise bad_request("All non-assistant messages must contain 'content'")
+    if "content" not in message and not message.get("tool_calls"):
+        raise bad_request("Assistant message must contain either 'content' or 'tool_calls'!")
+    if not isinstance(content, str | list | None):
+        raise bad_request("Expected 'content' to be a string or an array")
+    for part in content if isinstance(content, list) else []:
+        if not isinstance(part, dict):
+            raise bad_request("unsupported content[].type")
+        if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            missing = "[json.exception.out_of_range.403] key 'text' not found"
+            wrong = wrong_type("string", part["text"]) if "text" in part else missing
+            raise broken(f"Failed to parse messages: {wrong}")
+    if not isinstance(role, str):
+        shown = json.dumps(message, separators=(",", ":"))
+        wrong = wrong_type("string", role) if "role" in message else f"Missing 'role' in message: {shown}"
+        raise broken(f"Failed to parse messages: {wrong}")
+
+
 def completion_ask(body: dict[str, Any], limits: Limits, slots: int, decode: Decode) -> Ask:
     """What a completion request asks for. Raises Refused."""
-    logprobs = body.get("logprobs")
-    if logprobs is not None and not isinstance(logprobs, int | float):
-        raise bad_request(f"Field 'logprobs': {wrong_type('number', logprobs)}")
     if "prompt" not in body:
         raise bad_request("[json.exception.out_of_range.403] key 'prompt' not found")
     return _ask(body, _prompts(body["prompt"], decode), limits, slots)
 
 
 def _prompts(given: Any, decode: Decode) -> list[Prompt]:
-    if isinstance(given, dict) and isinstance(given.get("prompt_string"), str):
+    if given == []:
+        raise bad_request('"prompt" must not be empty')
+    several = isinstance(given, list) and not any(map(_is_id, given))
+    return [_prompt(p, decode) for p in (given if several else [given])]
+
+
+def _prompt(given: Any, decode: Decode) -> Prompt:
+    if isinstance(given, dict) and "prompt_string" in given:
         given = given["prompt_string"]
-    if isinstance(given, list):
-        if not given:
-            raise bad_request('"prompt" must not be empty')
-        if all(map(_is_id, given)):
-            return prompts_of(given, decode)
-        if any(map(_is_id, given)) and all(_is_id(p) or isinstance(p, str) for p in given):
-            parts = [p if isinstance(p, str) else decode([p]) for p in given]
-            return [prompt_of("".join(parts))]  # strings and ids mixed are one prompt
-        if all(isinstance(p, str) or (isinstance(p, list) and all(map(_is_id, p))) for p in given):
-            return [prompt_of(p) if isinstance(p, str) else prompts_of(p, decode)[0] for p in given]
-    elif isinstance(given, str):
-        return [prompt_of(given)]
-    raise bad_request(_PROMPT)
+        if not isinstance(given, str):
+            raise bad_request(wrong_type("string", given))
+    if isinstance(given, str):
+        return prompt_of(given)
+    if not isinstance(given, list) or not all(_is_id(p) or isinstance(p, str) for p in given):
+        raise bad_request(_PROMPT)
+    if given and not any(map(_is_id, given)):
+        raise bad_request(_PROMPT)
+    if not all(0 <= p <= EOS_ID for p in given if _is_id(p)):
+        raise bad_request("Prompt contains invalid tokens")
+    if all(map(_is_id, given)):
+        return prompt_of_ids(given, decode)
+    # Strings and ids mixed are one prompt.
+    return prompt_of("".join([p if isinstance(p, str) else decode([p]) for p in given]))
 
 
 def _is_id(value: Any) -> bool:
@@ -169,10 +232,14 @@ def _ask(body: dict[str, Any], prompts: list[Prompt], limits: Limits, slots: int
         )
         more = {"n_prompt_tokens": tokens, "n_ctx": context}
         raise Refused(400, error_body(400, message, "exceed_context_size_error", **more))
-    names = ("max_completion_tokens", "max_tokens", "n_predict")
-    given = next((body[name] for name in names if body.get(name) is not None), -1)
-    # Below zero: until the context is full. Zero still yields the token of the prefill.
-    most = context - tokens if given < 0 else max(min(int(min(given, context)), context - tokens), 1)
+    names = ("n_predict", "max_completion_tokens", "max_tokens")
+    name = next((name for name in names if body.get(name) is not None), None)
+    given = -1 if name is None else int(body[name])
+    if not -1 <= given <= _INT_MAX:
+        message = f"Value must be between -1 <= value <= {_INT_MAX}, but got {given}"
+        raise bad_request(f"Field '{name}': {message}")
+    # -1: until the context is full. Zero still yields the token of the prefill.
+    most = context - tokens if given < 0 else max(min(given, context - tokens), 1)
     stop = body.get("stop")
     if isinstance(stop, list):
         for item in stop:

@@ -1,16 +1,18 @@
 """What llama.cpp's server tells of itself: models, properties, slots and metrics (b1-7e4c0a9, recorded).
 
 Left out: the counts of ``llama_decode()`` calls and of speculation. A slot is a
-place in the running batch.
+place in the running batch. Generated tokens are counted when their reply has ended,
+and the two rates are those since the page was last asked for.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from loadgen import clock
 from loadgen.server.dialects.answers import Answers
 from loadgen.server.dialects.asks import Reply
-from loadgen.server.dialects.llama_cpp_wire import BUILD, settings
+from loadgen.server.dialects.llama_cpp_wire import BUILD, prompt_s, settings
 from loadgen.server.text import EOS_TEXT
 
 
@@ -21,18 +23,23 @@ class LlamaCppStatus:
         self._answers = answers
         self._count = slots
         self._prompt_s = 0.0
+        self._predicted_tokens = 0
         self._predicted_s = 0.0
+        self._predicted_gaps = 0
         self._longest_tokens = 0
+        self._last_page = (0, 0.0, 0, 0.0)
         answers.tally.watch = self._ended
 
     def _ended(self, reply: Reply, done: bool) -> None:
         ticket = reply.ticket
-        if ticket is None or ticket.first_s is None or ticket.scheduled_s is None:
+        if ticket is None or ticket.first_s is None:
             return
-        self._prompt_s += max(ticket.first_s - max(ticket.scheduled_s, ticket.submitted_s), 0.0)
-        self._longest_tokens = max(self._longest_tokens, reply.prompt.tokens + reply.emitted_tokens)
-        if ticket.done_s is not None:
-            self._predicted_s += ticket.done_s - ticket.first_s
+        self._prompt_s += prompt_s(reply)
+        self._predicted_tokens += reply.emitted_tokens
+        self._predicted_gaps += reply.emitted_tokens - 1
+        self._predicted_s += (clock.now() if ticket.done_s is None else ticket.done_s) - ticket.first_s
+        # The last token is never written to the KV cache.
+        self._longest_tokens = max(self._longest_tokens, reply.prompt.tokens + reply.emitted_tokens - 1)
 
     def models(self, created_s: int) -> dict[str, Any]:
         """``/v1/models``: Ollama's list and OpenAI's in one."""
@@ -127,22 +134,28 @@ class LlamaCppStatus:
         """``/metrics``."""
         service, tally = self._answers.service, self._answers.tally
         evaluated = tally.prompt_tokens - tally.cached_tokens
-        generated = tally.generated_tokens
-        prompt_s, predicted_s = self._prompt_s, self._predicted_s
+        prompts_s = self._prompt_s + sum(map(prompt_s, tally.live))
+        page = (evaluated, prompts_s, self._predicted_gaps, self._predicted_s)
+        new_evaluated, new_prompts_s, new_gaps, new_gaps_s = (
+            now - before for now, before in zip(page, self._last_page, strict=True)
+        )
+        self._last_page = page
         rows: list[tuple[str, str, str, float]] = [
             ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens",
              evaluated),
             ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache",
              tally.cached_tokens),
-            ("prompt_seconds_total", "counter", "Total time spent processing prompts", prompt_s),
-            ("tokens_predicted_total", "counter", "Number of generation tokens processed", generated),
-            ("tokens_predicted_seconds_total", "counter", "Total time spent generating tokens", predicted_s),
+            ("prompt_seconds_total", "counter", "Total time spent processing prompts", prompts_s),
+            ("tokens_predicted_total", "counter", "Number of generation tokens processed",
+             self._predicted_tokens),
+            ("tokens_predicted_seconds_total", "counter", "Total time spent generating tokens",
+             self._predicted_s),
             ("n_tokens_max", "counter", "Largest observed sequence length (prompt + generation)",
              self._longest_tokens),
             ("prompt_tokens_seconds", "gauge", "Average prompt throughput in tokens/s",
-             evaluated / prompt_s if prompt_s else 0),
+             new_evaluated / new_prompts_s if new_prompts_s > 0 else 0),
             ("predicted_tokens_seconds", "gauge", "Average generation throughput in tokens/s",
-             generated / predicted_s if predicted_s else 0),
+             new_gaps / new_gaps_s if new_gaps_s > 0 else 0),
             ("requests_processing", "gauge", "Number of requests processing", service.batch_size),
             ("requests_deferred", "gauge", "Number of requests deferred", service.queue_size),
         ]  # fmt: skip

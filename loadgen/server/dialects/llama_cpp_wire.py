@@ -48,13 +48,20 @@ def usage(reply: Reply) -> Fields:
     }
 
 
+def prompt_s(reply: Reply) -> float:
+    """How long the prompt was worked on; 0 before its first token."""
+    ticket = reply.ticket
+    if ticket is None or ticket.first_s is None or ticket.scheduled_s is None:
+        return 0.0
+    return max(ticket.first_s - max(ticket.scheduled_s, ticket.submitted_s), 0.0)
+
+
 def timings(reply: Reply, tokens: int, now_s: float) -> Fields:
     """The ``timings`` object after ``tokens`` tokens. The first token belongs to the prompt's time."""
     ticket = reply.ticket
-    if ticket is None or ticket.first_s is None or ticket.scheduled_s is None:
-        prompt_ms = predicted_ms = 0.0
-    else:
-        prompt_ms = max(ticket.first_s - max(ticket.scheduled_s, ticket.submitted_s), 0.0) * 1e3
+    prompt_ms = prompt_s(reply) * 1e3
+    predicted_ms = 0.0
+    if ticket is not None and ticket.first_s is not None:
         predicted_ms = max((now_s - ticket.first_s) * 1e3, 0.001)
     evaluated, gaps = reply.prompt.tokens - reply.cached_tokens, max(tokens - 1, 0)
     return {
@@ -147,14 +154,14 @@ class Stream:
         events = [event(self._chunk(reply, text, plan.tokens))] if text else []
         measured = {"timings": timings(reply, plan.tokens, self._now_s())}
         if not self._form.chat:
-            return [*events, event(self.finish_of_completion(reply) | measured)]
+            return [*events, event(self._finish_of_completion(reply) | measured)]
         finish = self._fields({"finish_reason": plan.finish_reason, "index": reply.index, "delta": {}})
         if not self._form.include_usage:
             return [*events, event(finish | measured)]
         used = self._fields(None) | {"usage": usage(reply)} | measured
         return [*events, event(finish) + event(used)]
 
-    def finish_of_completion(self, reply: Reply) -> Fields:
+    def _finish_of_completion(self, reply: Reply) -> Fields:
         """The finish chunk of a completion, up to its timings."""
         plan = reply.script.plan
         choice = {"text": "", "index": reply.index, "logprobs": None, "finish_reason": plan.finish_reason}
@@ -213,7 +220,7 @@ def settings(given: Fields) -> Fields:
     }
 
 
-def native_chunk(reply: Reply, text: str, index: int, probabilities: int) -> Fields:
+def native_chunk(reply: Reply, text: str, index: int, probabilities: int | None) -> Fields:
     """An event of ``/completion`` that is not the last."""
     (token, *_) = candidates(reply.script, index, 1)
     fields: Fields = {
@@ -225,10 +232,14 @@ def native_chunk(reply: Reply, text: str, index: int, probabilities: int) -> Fie
         "tokens_predicted": index,
         "tokens_evaluated": reply.prompt.tokens,
     }
-    if probabilities:
-        content = chat_content(reply.script, index, index, probabilities, with_ids=True)
-        fields["completion_probabilities"] = content
+    if probabilities is not None:
+        fields |= native_probabilities(reply, index, index, probabilities)
     return fields
+
+
+def native_probabilities(reply: Reply, first: int, last: int, top: int) -> Fields:
+    """What ``n_probs`` adds for tokens ``first`` to ``last``."""
+    return {"completion_probabilities": chat_content(reply.script, first, last, top, with_ids=True)}
 
 
 def native_end(
@@ -238,6 +249,8 @@ def native_end(
     script = reply.script
     plan = script.plan
     stop_type = "limit" if plan.finish_reason == "length" else "word" if script.stop_string else "eos"
+    if not plan.tokens:
+        stop_type = "none"
     return {
         "index": reply.index,
         "content": "" if streamed else script.text,

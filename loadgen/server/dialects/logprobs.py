@@ -16,14 +16,14 @@ def token_bytes(text: str) -> list[int]:
 def candidates(script: Script, index: int, count: int) -> list[tuple[int, str, float]]:
     """(id, text, log-probability) of the ``index``-th token and ``count - 1`` runners-up, likeliest first.
 
-    Each is half a unit less likely than the one before.
+    Each is half a unit less likely than the one before. There are no more than the words of all replies.
     """
     numbers = script.plan.numbers
     number = numbers[index - 1] if index <= len(numbers) else None
     fields = token_fields(number)
     text = EOS_TEXT if number is None else script.token_text(index)
     found = [(int(fields["id"]), text, float(fields["logprob"]))]
-    for k in range(1, count):
+    for k in range(1, min(count, len(WORDS))):
         other = token_fields(((number or 0) + k) % len(WORDS))
         found.append((int(other["id"]), str(other["text"]), found[0][2] - k / 2))
     return found

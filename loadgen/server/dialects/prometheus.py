@@ -16,10 +16,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Adds one sample, in the histogram's unit."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Adds a sample, in the histogram's unit, so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def lines(self, name: str, help_text: str, labels: Mapping[str, str]) -> list[str]:
         """The series, empty or not."""

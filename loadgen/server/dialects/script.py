@@ -76,9 +76,14 @@ class Script:
     def token_text(self, index: int) -> str:
         """The text of the ``index``-th token itself; empty for the end marker and parts of characters."""
         numbers = self.plan.numbers
-        if index > len(numbers):
+        if not 1 <= index <= len(numbers):
             return ""
         return WORDS[numbers[index - 1]] if self.texts is None else self.texts[index - 1]
+
+
+def empty_script(request_id: int) -> Script:
+    """A reply without a token, to a prompt without one."""
+    return Script(ReplyPlan(request_id, 0, "length", []))
 
 
 def write_script(

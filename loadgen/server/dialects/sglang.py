@@ -19,10 +19,9 @@ from loadgen.server.dialects import fastapi, sglang_requests, sglang_wire
 from loadgen.server.dialects.answers import Answers, hex_id
 from loadgen.server.dialects.asks import Ask, Reply
 from loadgen.server.dialects.chunks import ReplyEvents
-from loadgen.server.dialects.conversation import NotText, prompt_text
 from loadgen.server.dialects.fastapi import Invalid, Refused, respond
+from loadgen.server.dialects.prompts import NotText, Vocabulary, prompt_text
 from loadgen.server.dialects.sglang_metrics import SglangMetrics
-from loadgen.server.dialects.vocabulary import Vocabulary
 from loadgen.server.routing import Handler
 from loadgen.server.service import Service
 from loadgen.server.stream import DONE, event

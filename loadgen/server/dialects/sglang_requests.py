@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, field_validator
 
-from loadgen.server.dialects.asks import Ask, Decode, Prompt, prompt_of, prompts_of
-from loadgen.server.dialects.conversation import NotText, prompt_text
+from loadgen.server.dialects.asks import Ask
 from loadgen.server.dialects.fastapi import ErrorDict, Refused
+from loadgen.server.dialects.prompts import Decode, NotText, Prompt, prompt_of, prompt_text, prompts_of
 from loadgen.server.limits import Limits
 
 NATIVE_NEW_TOKENS = 128

@@ -19,10 +19,10 @@ from aiohttp import web
 from loadgen.server.desk import GenerationFailed, unix_now_s
 from loadgen.server.dialects import fastapi
 from loadgen.server.dialects.answers import Answers, hex_id
-from loadgen.server.dialects.asks import Ask, Reply, prompt_of
+from loadgen.server.dialects.asks import Ask, Reply
 from loadgen.server.dialects.chunks import Fields, ReplyEvents
-from loadgen.server.dialects.conversation import NotText, prompt_text
 from loadgen.server.dialects.fastapi import Invalid, Refused, respond
+from loadgen.server.dialects.prompts import NotText, prompt_of, prompt_text
 from loadgen.server.dialects.script import CHARACTER_TOKENS
 from loadgen.server.routing import Handler
 from loadgen.server.service import Service
@@ -66,9 +66,14 @@ class TransformersRoutes:
         self.posts: dict[str, Handler] = {
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.completions,
+            "/load_model": self.load_model,
         }
-        self.gets: dict[str, Handler] = {"/v1/models": self.models, "/health": self.health}
-        self.open_posts: frozenset[str] = frozenset()
+        self.gets: dict[str, Handler] = {
+            "/v1/models": self.models,
+            "/health": self.health,
+            "/openapi.json": self.openapi,
+        }
+        self.open_posts = frozenset({"/load_model"})
 
     def unauthorized(self) -> web.Response:
         """401: it has no keys of its own, so this is a proxy's."""
@@ -125,15 +130,33 @@ class TransformersRoutes:
         card = {"owned_by": owner, "id": model, "object": "model", "created": unix_now_s(time.time())}
         return respond({"object": "list", "data": [card]}, headers={"x-request-id": self._name(request)})
 
+    async def load_model(self, request: web.Request) -> web.StreamResponse:
+        """``POST /load_model``, which ``transformers chat`` sends first: the model served is loaded."""
+        model = (await self._dictionary(request)).get("model")
+        if model is None:
+            raise Refused(422, {"detail": "Missing `model` field in the request body."})
+        if model not in (served := self._service.limits.model_id, f"{served}@main"):
+            raise Refused(400, {"detail": f"Server is pinned to '{served}'; requested '{model}'."})
+        ready = event({"status": "ready", "model": f"{served}@main", "cached": True})
+        headers = fastapi.STREAM_HEADERS | {"x-request-id": self._name(request)}
+        return web.Response(body=ready, headers=headers)
+
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        """``GET /openapi.json``, FastAPI's own page: what is served, without the schemas."""
+        paths: dict[str, Fields] = {path: {"post": {}} for path in self.posts}
+        paths |= {path: {"get": {}} for path in self.gets if path != "/openapi.json"}
+        page = {"openapi": "3.1.0", "info": {"title": "FastAPI", "version": "0.1.0"}, "paths": paths}
+        return respond(page, headers={"x-request-id": self._name(request)})
+
     def _name(self, request: web.Request) -> str:
         """The request's id: the client's, or one of our own."""
-        given = request.headers.get("x-request-id")
+        given = fastapi.client_id(request)
         if given is not None:
             return given
         self._names += 1
         return _uuid(hex_id(self._service.launch.seed, -self._names, 32))
 
-    async def _body(self, request: web.Request, fields: frozenset[str]) -> dict[str, Any]:
+    async def _dictionary(self, request: web.Request) -> dict[str, Any]:
         raw = await fastapi.read(request)
         # What is not called JSON stays a text, which is no dictionary.
         if raw and not fastapi.is_json_type(request):
@@ -143,6 +166,10 @@ class TransformersRoutes:
         if not isinstance(body, dict):
             message = "Input should be a valid dictionary"
             raise Invalid([{"type": "dict_type", "loc": ("body",), "msg": message, "input": body}])
+        return body
+
+    async def _body(self, request: web.Request, fields: frozenset[str]) -> dict[str, Any]:
+        body = await self._dictionary(request)
         unexpected = sorted(body.keys() - fields)
         if unexpected:
             names = ", ".join(map(repr, unexpected))
@@ -158,7 +185,7 @@ class TransformersRoutes:
     ) -> web.StreamResponse:
         chat = "messages" in body
         suffix = body.get("suffix")
-        if suffix is not None and not isinstance(suffix, str):
+        if suffix is not None and not (isinstance(suffix, str) and _is_unicode(suffix)):
             raise _Broken
         prompt = prompt_of(text)
         room = self._service.limits.max_total_tokens - prompt.tokens
@@ -170,7 +197,7 @@ class TransformersRoutes:
             max_new_tokens=max(min(DEFAULT_NEW_TOKENS if wanted is None else wanted, room), 1),
         )
         (reply,) = self._answers.replies(request, ask)
-        given = request.headers.get("x-request-id")
+        given = fastapi.client_id(request)
         own = _uuid(hex_id(self._service.launch.seed, reply.script.plan.request_id, 32))
         wire = _Wire(reply, own if given is None else given, self._service.limits.model_id, chat, suffix)
         headers = {"x-request-id": wire.id}
@@ -269,6 +296,11 @@ def _number(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError, OverflowError):
         raise _Broken from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be sent: it has no lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_message(message: Any) -> bool:

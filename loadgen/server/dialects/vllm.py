@@ -16,10 +16,9 @@ from loadgen.server.desk import GenerationFailed, unix_now_s
 from loadgen.server.dialects import fastapi, vllm_requests, vllm_wire
 from loadgen.server.dialects.answers import Answers, hex_id
 from loadgen.server.dialects.asks import Ask
-from loadgen.server.dialects.conversation import prompt_text
 from loadgen.server.dialects.fastapi import Invalid, Refused, respond
+from loadgen.server.dialects.prompts import Vocabulary
 from loadgen.server.dialects.vllm_metrics import VllmMetrics
-from loadgen.server.dialects.vocabulary import Vocabulary
 from loadgen.server.routing import Handler
 from loadgen.server.service import Service
 from loadgen.server.stream import DONE
@@ -100,7 +99,7 @@ class VllmRoutes:
         self, request: web.Request, body: vllm_requests.Sampling, ask: Ask, *, chat: bool, **more: Any
     ) -> web.StreamResponse:
         replies = self._answers.replies(request, ask)
-        given = request.headers.get("x-request-id")
+        given = fastapi.client_id(request)
         number = replies[0].script.plan.request_id
         own = hex_id(self._service.launch.seed, number, 16) if given is None else given
         options = body.stream_options if body.stream else None
@@ -146,7 +145,7 @@ class VllmRoutes:
             if not isinstance(text, str):
                 raise Invalid([_no_text("prompt", text)])
         else:
-            text = prompt_text(vllm_requests.read_chat(body).messages)
+            text = vllm_requests.chat_prompt(vllm_requests.read_chat(body), self._service.limits).text
         tokens = self._vocabulary.encode(text)
         strings = [token.text for token in tokens] if body.get("return_token_strs") else None
         return respond(

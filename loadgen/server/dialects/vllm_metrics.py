@@ -91,8 +91,9 @@ class VllmMetrics:
             values["request_max_num_generation_tokens"] = tokens
         for name, value in values.items():
             self._histograms[name].observe(value)
-        for _ in range(tokens - 1):
-            self._histograms["inter_token_latency_seconds"].observe(decode_s / (tokens - 1))
+        if tokens > 1:
+            between = self._histograms["inter_token_latency_seconds"]
+            between.observe(decode_s / (tokens - 1), times=tokens - 1)
 
     def text(self) -> str:
         """The whole page."""

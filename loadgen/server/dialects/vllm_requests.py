@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from loadgen.server.dialects import fastapi
-from loadgen.server.dialects.asks import Ask, Decode, Prompt, prompt_of, prompts_of
-from loadgen.server.dialects.conversation import NotText, prompt_text
+from loadgen.server.dialects.asks import Ask
 from loadgen.server.dialects.fastapi import ErrorDict, Invalid, Refused
+from loadgen.server.dialects.prompts import Decode, NotText, Prompt, prompt_of, prompt_text, prompts_of
 from loadgen.server.dialects.script import hold_longest
 from loadgen.server.limits import Limits
 
@@ -187,8 +187,8 @@ def read_completion(value: Any) -> CompletionRequest:
     return fastapi.fit(value, CompletionRequest)
 
 
-def chat_ask(request: ChatRequest, limits: Limits) -> Ask:
-    """What a chat request asks for. Raises Refused."""
+def chat_prompt(request: ChatRequest, limits: Limits) -> Prompt:
+    """The prompt of messages. Raises Refused."""
     if not request.messages:
         message = "Cannot apply chat template to an empty conversation. Provide at least one message."
         raise bad_request(message)
@@ -198,11 +198,17 @@ def chat_ask(request: ChatRequest, limits: Limits) -> Ask:
         if error.kind in ("image_url", "video_url", "input_audio", "audio_url"):
             raise bad_request(f"{limits.model_id} is not a multimodal model") from None
         raise bad_request(f"Unknown content part type: {error.kind}") from None
+    return prompt_of(text)
+
+
+def chat_ask(request: ChatRequest, limits: Limits) -> Ask:
+    """What a chat request asks for. Raises Refused."""
+    prompt = chat_prompt(request, limits)
     chosen = request.max_completion_tokens
     name = "max_tokens" if chosen is None else "max_completion_tokens"
     most = request.max_tokens if chosen is None else chosen
     logprobs = request.top_logprobs if request.logprobs else None
-    return _ask(request, [prompt_of(text)], most, name, logprobs, limits)
+    return _ask(request, [prompt], most, name, logprobs, limits)
 
 
 def completion_ask(request: CompletionRequest, limits: Limits, decode: Decode) -> Ask:
