@@ -224,8 +224,8 @@ def _token_counts(run: Run) -> Iterator[str]:
     if held:
         tokens, events = (sum(column) for column in zip(*held, strict=True))
         yield (
-            f"{len(held)} of {len(ok)} replies brought {tokens:,} tokens in {events:,} events: itl is the gap "
-            "between events; read tpot"
+            f"{len(held)} of {len(ok)} replies brought {tokens:,} tokens in {events:,} events: "
+            "itl is the gap between events; read tpot"
         )
 
 

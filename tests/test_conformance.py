@@ -1,7 +1,7 @@
 """The TGI v3 protocol notes, sentence by sentence, against ``loadgen serve`` over TCP on the real clock.
 
 What one request and its answer show is data (`conformance/*.yaml`); what takes
-several is here. The oracle is the notes, never the server's code.
+several, or shows in no answer, is here. The oracle is the notes, never the server's code.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from conformance.pairs import Pair, all_pairs
 from conformance.processes import Server, servers
 from served import RawConnection, Response, Served, ask, request_bytes
 
+from loadgen.launch import Launch, Launcher
+from loadgen.server.tgi.validation import parse_generate
+
 MESSAGES = [{"role": "user", "content": "Thank you!"}]
 CHAT = {"messages": MESSAGES, "max_tokens": 2}
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
 POLL_S = 0.01
 
@@ -110,7 +114,29 @@ def test_a_pair_sees_each_fault(change: dict[str, Any], fault: str | None) -> No
     assert fault is None or fault in found[0]
 
 
+# Section 3: what no answer shows.
+
+
+def test_section_3_the_trap_of_parameters_that_are_not_there() -> None:
+    assert parse_generate(b'{"inputs":"a"}').parameters.do_sample
+    assert not parse_generate(b'{"inputs":"a","parameters":{}}').parameters.do_sample
+
+
 # Section 4: what the headers mean, and the texts among themselves.
+
+
+def test_section_4_with_best_of_the_headers_describe_the_best(server: Server) -> None:
+    body = {
+        "inputs": "a",
+        "parameters": {"max_new_tokens": 80, "details": True, "best_of": 2, "do_sample": True},
+    }
+    lengths = []
+    for response in at_once(server, "/generate", body):
+        details = response.json()["details"]
+        assert int(response.headers["x-generated-tokens"]) == details["generated_tokens"]
+        lengths.append((details["generated_tokens"], details["best_of_sequences"][0]["generated_tokens"]))
+    assert any(best < other for best, other in lengths), "the best is not just the longest"
+    assert any(best > other for best, other in lengths)
 
 
 def test_section_4_times_add_up_and_time_per_token_is_inference_by_tokens(server: Server) -> None:
@@ -233,20 +259,33 @@ def test_section_5_comments_while_nothing_comes() -> None:
     assert [at - reads[0][0] for at in comments] == pytest.approx([15.0, 30.0, 45.0])
 
 
-# Section 6: several prompts.
+# Section 6: chats and several prompts.
+
+
+def test_section_6_an_image_is_its_link_to_a_model_that_reads(server: Server) -> None:
+    content = [
+        {"type": "text", "text": "See "},
+        {"type": "image_url", "image_url": {"url": "http://h/a.png"}},
+    ]
+    found = server.post("/chat_tokenize", {"messages": [{"role": "user", "content": content}]}).json()
+    assert "See ![](http://h/a.png)" in found["templated_text"]
 
 
 def test_section_6_completions_of_one_prompt(server: Server) -> None:
     whole = server.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "model": "other"}).json()
     assert set(whole) == {"object", "id", "created", "model", "system_fingerprint", "choices", "usage"}
-    assert (whole["object"], whole["id"], whole["model"]) == ("text_completion", "", "other")
+    # Only a chat echoes the model.
+    assert (whole["object"], whole["id"], whole["model"]) == ("text_completion", "", MODEL)
     (choice,) = whole["choices"]
     assert choice == {"index": 0, "text": choice["text"], "logprobs": None, "finish_reason": "length"}
     assert whole["usage"]["completion_tokens"] == 3
-    streamed = server.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream": True})
+    streamed = server.post(
+        "/v1/completions", {"prompt": "a", "max_tokens": 3, "stream": True, "model": "other"}
+    )
     assert streamed.chunks[-1] == b"data: [DONE]\n\n"
     assert len(streamed.chunks) == 4
     events = streamed.events()
+    assert {e["model"] for e in events} == {MODEL}
     assert [e["choices"][0]["finish_reason"] for e in events] == ["", "", "length"]
     assert [e.get("usage") is None for e in events] == [True, True, False]
     assert events[-1]["usage"]["completion_tokens"] == 3
@@ -323,3 +362,28 @@ def test_section_6_an_end_marker_is_an_empty_chunk(server: Server) -> None:
     for *chunks, usage in ended:
         assert chunks[-1]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
         assert len(chunks) == usage["usage"]["completion_tokens"], "a chunk a token"
+
+
+# Sections 8 and 9: prefix caching and the launcher's defaults.
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_section_8_a_repeated_prompt_is_cheaper_unless_caching_is_off(caching: bool) -> None:
+    async def call(server: Served) -> list[float]:
+        body = {"inputs": "word " * 5000, "parameters": {"max_new_tokens": 1}}
+        return [float((await server.post("/generate", body)).headers["x-compute-time"]) for _ in range(2)]
+
+    fresh_s, again_s = ask(call, launcher=Launcher() if caching else Launcher(prefix_caching=False))
+    assert again_s < fresh_s / 5 if caching else again_s == pytest.approx(fresh_s)
+
+
+def test_section_9_the_launcher_s_defaults() -> None:
+    launch = Launch()
+    flags = launch.launcher
+    assert launch.max_concurrent_requests == 128
+    assert (flags.max_best_of, flags.max_stop_sequences, flags.max_top_n_tokens) == (2, 4, 5)
+    assert (flags.max_client_batch_size, flags.validation_workers) == (4, 2)
+    assert (flags.waiting_served_ratio, flags.max_waiting_tokens, flags.max_batch_size) == (0.3, 20, None)
+    assert (flags.payload_limit, flags.graceful_termination_timeout) == (2_000_000, 90)
+    assert flags.cuda_graphs == (1, 2, 4, 8, 16, 32)
+    assert (flags.prefill_chunking, flags.prefix_caching) == (True, True)

@@ -9,7 +9,7 @@ import pytest
 from served import RawConnection, Served, ask, exact, request_bytes
 
 from loadgen import clock
-from loadgen.launch import Launch, Launcher
+from loadgen.launch import Faults, Launch, Launcher
 from loadgen.server.desk import Desk, GenerationFailed, Job
 from loadgen.server.host import Serving, serving
 from loadgen.server.reply import ReplyPlan
@@ -47,6 +47,22 @@ def test_health_is_503_once_the_service_has_stopped_and_generation_a_424() -> No
     ask(call)
 
 
+def test_a_backend_that_stops_without_a_last_token_is_an_incomplete_generation() -> None:
+    async def call(server: Served) -> None:
+        whole = await server.post("/generate", exact(2))
+        said = {"error": "Incomplete generation", "error_type": "incomplete_generation"}
+        assert (whole.status, whole.json()) == (500, said)
+        stream = await server.post("/generate_stream", exact(2))
+        said = {"error": "Incomplete generation stream", "error_type": "incomplete_generation_stream"}
+        assert (stream.status, stream.events()) == (200, [said])
+        chat = await server.post("/v1/chat/completions", CHAT | {"stream": True})
+        assert chat.events() == [{"error": {"message": said["error"], "http_status_code": 422}}]
+        metrics = (await server.get("/metrics")).body.decode()
+        assert 'tgi_request_failure{err="incomplete"} 3' in metrics
+
+    ask(call, faults=Faults(http_500_rate=1))
+
+
 @pytest.mark.parametrize("tokens_before", [0, 3])
 def test_a_failure_ends_every_stream_with_its_own_event(tokens_before: int) -> None:
     async def call(server: Served) -> None:
@@ -78,7 +94,7 @@ def test_a_reply_that_the_engine_cannot_hold_is_a_failure_of_generation() -> Non
         service = Service(Launch())
         tokens = service.limits.max_total_tokens + 1
         job = Job(ReplyPlan(1, 1, "length", [1]), tokens, 1, None)
-        with pytest.raises(GenerationFailed, match="sequence 1: needs"):
+        with pytest.raises(GenerationFailed, match="sequence 1: "):
             await Desk(service).whole([job])
         assert service.in_flight == 0
         service.close()
@@ -139,3 +155,37 @@ def test_draining_waits_no_longer_than_the_timeout() -> None:
         assert clock.now() - began_s == pytest.approx(5, abs=0.1)
 
     drained(call)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_a_request_that_came_just_before_the_end_is_answered(path: str) -> None:
+    """It has been read, but no handler has begun with it yet."""
+
+    async def main() -> None:
+        service = Service(Launch(launcher=Launcher(warm_up=False)))
+        async with serving(service, address=None) as server:
+            late = connect(server)
+            await asyncio.sleep(0.1)
+            late.transport.write(request_bytes(path, exact(5)))
+            await asyncio.sleep(0)
+            await server.drain()
+        response = await late.response()
+        assert response.status == 200
+        assert b"shutting down" not in response.body
+
+    clock.run_virtual(main())
+
+
+def test_all_prompts_of_a_list_that_fail_are_counted() -> None:
+    async def call(server: Served) -> None:
+        connection = server.connect()
+        body = {"prompt": ["a", "b", "c"], "max_tokens": 500, "ignore_eos": True}
+        connection.transport.write(request_bytes("/v1/completions", body))
+        while server.service.in_flight < 3:
+            await asyncio.sleep(0.01)
+        server.service.close()
+        assert (await connection.response()).status == 424
+        metrics = (await server.get("/metrics")).body.decode()
+        assert 'tgi_request_failure{err="generation"} 3' in metrics
+
+    ask(call)

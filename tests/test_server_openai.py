@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from served import Served, ask, post, request_bytes
 
 from loadgen.launch import Launcher
 from loadgen.prompts.template import render_llama3
 from loadgen.prompts.tokens import count_tokens
+from loadgen.server.tgi.chat import parse_chat
+from loadgen.server.tgi.completions import parse_completion
+from loadgen.server.tgi.validation import Parameters
 
 MESSAGES = [{"role": "user", "content": "Thank you!"}]
 CHAT = "/v1/chat/completions"
@@ -225,3 +230,34 @@ def test_a_chat_without_max_tokens_has_all_that_fits() -> None:
         return usage["total_tokens"]
 
     assert ask(call, launcher=Launcher(max_total_tokens=700)) == 700
+
+
+def test_fields_become_the_parameters_of_generate() -> None:
+    common = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "frequency_penalty": 0.1, "seed": 7}
+    expected = Parameters(
+        max_new_tokens=3,
+        temperature=0.5,
+        top_p=0.9,
+        frequency_penalty=0.1,
+        seed=7,
+        stop=["x"],
+        do_sample=True,
+        repetition_penalty=2.5,
+    )
+    chat_fields = {"messages": MESSAGES, "stop": ["x"], "presence_penalty": 0.5, "top_logprobs": 2}
+    (body,) = parse_chat(orjson.dumps(common | chat_fields)).bodies
+    assert body.parameters == replace(expected, top_n_tokens=2)
+    fields = {"prompt": ["a", "b"], "stop": ["x"], "repetition_penalty": 2.5}
+    bodies = parse_completion(orjson.dumps(common | fields), 4).bodies
+    assert [each.inputs for each in bodies] == ["a", "b"]
+    assert {id(each.parameters) for each in bodies} == {id(bodies[0].parameters)}
+    assert bodies[0].parameters == expected
+    (greedy,) = parse_completion(orjson.dumps({"prompt": "a", "temperature": 0}), 4).bodies
+    assert greedy.parameters == Parameters()
+    (unsaid,) = parse_completion(orjson.dumps({"prompt": "a"}), 4).bodies
+    assert unsaid.parameters == Parameters(do_sample=True)
+
+
+def test_a_stream_of_several_prompts_says_all_their_characters() -> None:
+    streamed = post("/v1/completions", {"prompt": ["Grüße", "two"], "max_tokens": 1, "stream": True})
+    assert streamed.headers["x-compute-characters"] == "8"

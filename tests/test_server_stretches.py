@@ -136,7 +136,7 @@ def test_a_stream_that_is_cut_says_so(kind: str) -> None:
         dialect: Any = {
             "tgi": lambda: TgiDialect(reply, request),
             "chat": lambda: ChatDialect(
-                reply, request, OpenAiBody([], None, True, include_usage=True), envelope
+                reply, request, OpenAiBody([], stream=True, include_usage=True), envelope
             ),
             "completion": lambda: CompletionDialect(0, reply, request, envelope),
         }[kind]()

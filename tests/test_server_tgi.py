@@ -157,10 +157,45 @@ def test_stop_sequence_ends_the_reply_and_stays_in_the_text() -> None:
     assert stopped["details"]["finish_reason"] == "stop_sequence"
     assert stopped["details"]["generated_tokens"] == 5
     assert stopped["generated_text"].endswith(fifth)
+    both = post("/generate", exact(5, stop=[fifth], details=True), x_request_id="9").json()
+    assert both["details"]["finish_reason"] == "length", "which wins where both limits meet"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "samples"),
+    [
+        ({}, False),
+        ({"temperature": 1.0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_k": 5}, True),
+        ({"top_p": 0.9}, True),
+        ({"typical_p": 0.9}, True),
+        ({"do_sample": True}, True),
+    ],
+)
+def test_a_seed_is_said_when_anything_makes_it_sample(parameters: dict[str, float], samples: bool) -> None:
+    details = post("/generate", exact(1, details=True, **parameters)).json()["details"]
+    assert (details["seed"] is not None) is samples
+
+
+def test_the_time_in_the_queue_is_a_part_of_the_whole() -> None:
+    async def call(server: Served) -> tuple[float, dict[str, str]]:
+        first = server.connect()
+        first.transport.write(request_bytes("/generate_stream", exact(100)))
+        await first.until(lambda: b'"index":1,' in first.data)
+        sent_s = clock.now()
+        headers = (await server.post("/generate", exact(3))).headers
+        ended_s = next(at for at, data in first.reads if b'"index":100,' in data)
+        return ended_s - sent_s, headers
+
+    waited_s, headers = ask(call, launcher=Launcher(prefill_chunking=False, max_batch_size=1))
+    assert waited_s > 0.5
+    assert int(headers["x-queue-time"]) == int(waited_s * 1000)
+    rest = int(headers["x-total-time"]) - int(headers["x-queue-time"]) - int(headers["x-inference-time"])
+    assert 0 <= rest <= 1
 
 
 def test_sampling_truncation_best_of_and_top_tokens() -> None:
-    # Without a `parameters` key TGI samples.
     details = {"details": True, "max_new_tokens": 2, "ignore_eos": True}
     assert post("/generate", {"inputs": "a", "parameters": details}).json()["details"]["seed"] is None
     sampled = {**details, "do_sample": True, "seed": 11}
@@ -175,6 +210,7 @@ def test_sampling_truncation_best_of_and_top_tokens() -> None:
     assert "best_of_sequences" not in other
     for token, top in zip(body["details"]["tokens"], body["details"]["top_tokens"], strict=True):
         assert top[0] == token
+        assert top[1]["logprob"] < top[0]["logprob"]
         assert len(top) == 2
     streamed = post("/generate_stream", exact(3, top_n_tokens=2)).events()
     assert all(list(e) == ["index", "token", "top_tokens", "generated_text", "details"] for e in streamed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from served import Served, ask, exact, post
 
 from loadgen.prompts.template import render_llama3
+from loadgen.server.tgi.wrappers import parse_vertex
 
 MESSAGES = [{"role": "user", "content": "Thank you!"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -96,6 +98,13 @@ def test_vertex_predicts_a_text_for_each_instance() -> None:
     # top_k and stop are not passed on, so neither refuses nor ends anything.
     assert [len(text.split()) for text in predictions[:2]] == [3, 2]
     assert predictions[2]
+
+
+def test_vertex_passes_on_two_parameters() -> None:
+    given = {"max_new_tokens": 3, "seed": 4, "temperature": 0.5, "stop": ["a"]}
+    (body,) = parse_vertex(orjson.dumps({"instances": [{"inputs": "a", "parameters": given}]}))
+    p = body.parameters
+    assert (p.max_new_tokens, p.seed, p.do_sample, p.temperature, p.stop) == (3, 4, True, None, [])
 
 
 def test_vertex_refusals() -> None:

@@ -26,7 +26,10 @@ DIALECTS = {
 }
 
 _WITHOUT_GENERATION = frozenset(
-    {"/tokenize", "/detokenize", "/chat_tokenize", "/apply-template", "/props", "/flush_cache"}
+    {
+        *("/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize", "/chat_tokenize"),
+        *("/apply-template", "/props", "/flush_cache"),
+    }
 )
 """Routes of any dialect that are POSTed to and generate nothing: no faults there."""
 

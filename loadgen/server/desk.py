@@ -29,6 +29,12 @@ OWN_IDS_FROM = 1_000_000_000
 """Requests that bring no id are numbered from here, clear of any plan's ids."""
 VIRTUAL_EPOCH_S = 1_700_000_000
 """The date at virtual time 0: two virtual runs must not differ by the date."""
+BODY_S = 60.0
+"""Longest wait for a whole request body [assumed].
+
+TGI has none. Here aiohttp tells a reader nothing of a chunk that is broken in a
+later read than the head, so without a limit that request would never be answered.
+"""
 _REQUEST_ID = re.compile(r"-?[0-9]{1,15}")
 
 
@@ -198,11 +204,16 @@ class OpenStream:
 
 
 async def read_json(request: web.Request) -> bytes:
-    """The body of a request that says it is JSON. Raises Unreadable (400, 413, 415) in axum's words."""
+    """The body of a request that says it is JSON. Raises Unreadable (400, 408, 413, 415) in axum's words."""
     if not is_json(request.headers.get(hdrs.CONTENT_TYPE, "")):
         raise Unreadable(415, "Expected request with `Content-Type: application/json`")
     try:
-        return await request.read()
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise Unreadable(408, f"Failed to buffer the request body: incomplete after {BODY_S:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise Unreadable(413, "Failed to buffer the request body: length limit exceeded") from None
     except web.RequestPayloadError:

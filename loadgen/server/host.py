@@ -51,6 +51,8 @@ class Serving:
         closing = [asyncio.ensure_future(connection.shutdown(None)) for connection in server.connections]
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._service.launch.launcher.graceful_termination_timeout
+        # Looked at after a wait: what has just been read is in no handler's hands yet.
+        await asyncio.sleep(_DRAIN_POLL_S)
         while self._service.in_flight and loop.time() < end_s:
             await asyncio.sleep(_DRAIN_POLL_S)
         for task in closing:
@@ -73,6 +75,7 @@ async def serving(
     async def crash() -> None:
         crashed.set()
         await _crash(runner)
+        service.die()
 
     runner = web.AppRunner(
         make_app(service, api_key=api_key, crash=crash),

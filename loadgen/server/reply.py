@@ -17,17 +17,19 @@ from loadgen.server.text import stopped_at, word_numbers
 class ReplyPlan:
     """One reply: ``numbers`` are its words (an end marker comes on top and is one of ``tokens``).
 
-    The engine may end it sooner than planned; from its last token on the plan
-    says what truly came.
+    The engine may end it sooner than planned; from its last token on (``ended``)
+    the plan says what truly came.
     """
 
     request_id: int
     tokens: int
     finish_reason: str
     numbers: list[int]
+    ended: bool = False
 
     def end(self, tokens: int, finish_reason: str) -> None:
         """The reply has ended with its ``tokens``-th token, for this reason."""
+        self.ended = True
         self.tokens = tokens
         self.finish_reason = finish_reason
         del self.numbers[tokens:]

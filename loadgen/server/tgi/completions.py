@@ -50,7 +50,6 @@ def parse_completion(raw: bytes, max_client_batch_size: int) -> OpenAiBody:
     )
     return OpenAiBody(
         [GenerateBody(p, asked) for p in prompts],
-        model=given.get("model"),
         stream=given.get("stream", False),
     )
 

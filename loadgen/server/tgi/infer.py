@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from loadgen import clock
 from loadgen.server.desk import Desk, GenerationFailed, InternalError, Job, Overloaded
 from loadgen.server.service import Service, Ticket
 from loadgen.server.stream import Dialect, StreamSink
@@ -48,7 +49,10 @@ class Reply:
 
 
 class Infer:
-    """Replies whole or as a stream, counted as TGI counts them. ``compute_type`` is a header's value."""
+    """Replies whole or as a stream, counted as TGI counts them. ``compute_type`` is a header's value.
+
+    A request's time begins here, with its body read, as it does in TGI's handlers.
+    """
 
     def __init__(self, service: Service, compute_type: str) -> None:
         self._desk = Desk(service)
@@ -59,8 +63,9 @@ class Infer:
         self.batches = BatchMetrics(service)
         service.on_work = self.batches.forward
 
-    async def one(self, request: web.Request, body: GenerateBody, started_s: float) -> Reply:
+    async def one(self, request: web.Request, body: GenerateBody) -> Reply:
         """Generates one reply, or ``best_of`` and the best of them. Raises ApiError."""
+        started_s = clock.now()
         self.requests.count += 1
         with self._counting_failures():
             check_before_admission(body.parameters, self._limits, streaming=False)
@@ -71,9 +76,10 @@ class Infer:
         return Reply(reply.plan, reply.work, reply.headers, others)
 
     async def several(
-        self, request: web.Request, bodies: Sequence[GenerateBody], started_s: float
+        self, request: web.Request, bodies: Sequence[GenerateBody]
     ) -> tuple[list[Reply], list[int]]:
         """Generates a reply to each, and says in which order they ended. Raises ApiError."""
+        started_s = clock.now()
         self.requests.count += len(bodies)
         jobs, works, tickets, order = await self._whole(request, bodies)
         replies = [self._reply(*each, started_s) for each in zip(jobs, works, tickets, strict=True)]
@@ -83,13 +89,13 @@ class Infer:
         self,
         request: web.Request,
         bodies: Sequence[GenerateBody],
-        started_s: float,
         make_dialect: MakeDialect,
         on_error: OnError,
         *,
         trailer: bytes = b"",
     ) -> web.StreamResponse:
         """Streams a reply to each, in one response. Whatever is wrong with one is an event of its own."""
+        started_s = clock.now()
         self.requests.count += len(bodies)
         characters = sum(len(body.inputs) for body in bodies)
         headers = {
@@ -99,6 +105,7 @@ class Infer:
         }
         ids = self._desk.ids(request, len(bodies))
         under_way: list[tuple[Job, Work, Ticket]] = []
+        unended = "generation"
         try:
             async with self._desk.streaming(request, headers, replies=len(bodies), trailer=trailer) as stream:
                 for i, (id, body) in enumerate(zip(ids, bodies, strict=True)):
@@ -111,13 +118,14 @@ class Infer:
                     except ApiError as error:
                         stream.body.end_reply([on_error(error)])
         except asyncio.CancelledError:
-            self.requests.failed("dropped", sum(ticket.done_s is None for _, _, ticket in under_way))
+            unended = "dropped"
             raise
-        for job, work, ticket in under_way:
-            if ticket.done_s is None:
-                self.requests.failed("generation")
-            else:
-                self._succeeded(job, work, ticket, started_s)
+        finally:
+            for job, work, ticket in under_way:
+                if job.plan.ended:
+                    self._succeeded(job, work, ticket, started_s)
+                else:
+                    self.requests.failed(unended)
         return stream.response
 
     async def _whole(
@@ -128,11 +136,11 @@ class Infer:
             try:
                 tickets, order = await self._desk.whole(jobs)
             except GenerationFailed as failure:
-                # The whole batch fails together: every other reply of it counts too.
-                self.requests.failed("generation", len(jobs) - 1)
+                # The whole batch fails together: every other reply under way counts too.
+                self.requests.failed("generation", _under_way(jobs) - 1)
                 raise generation_failed(str(failure)) from None
             except asyncio.CancelledError:
-                self.requests.failed("dropped", len(jobs))
+                self.requests.failed("dropped", _under_way(jobs))
                 raise
         return jobs, works, tickets, order
 
@@ -172,3 +180,7 @@ class Infer:
         self.requests.succeeded(times(started_s, ticket, tokens), tokens)
         self.requests.continued(work.prompt_tokens, work.stretch_tokens, tokens)
         self.batches.emitted(tokens)
+
+
+def _under_way(jobs: Sequence[Job]) -> int:
+    return sum(not job.plan.ended for job in jobs)

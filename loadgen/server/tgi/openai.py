@@ -36,11 +36,14 @@ COMMON: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class OpenAiBody:
-    """A request of either route: one `GenerateBody` per prompt, and how to answer."""
+    """A request of either route: one `GenerateBody` per prompt, and how to answer.
+
+    ``model`` is what a chat echoes; a completion names the served model whatever was asked for.
+    """
 
     bodies: list[GenerateBody]
-    model: str | None
     stream: bool
+    model: str | None = None
     include_usage: bool = False
     logprobs: bool = False
     top_logprobs: int = 0

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
-from loadgen import clock
 from loadgen.server.body import Unreadable
 from loadgen.server.desk import json_response, read_json, unix_now_s
 from loadgen.server.routing import Handler
@@ -97,52 +96,44 @@ class TgiRoutes:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Generate tokens."""
-        started_s = clock.now()
-        value, headers = await self._native(request, parse_generate(await read_json(request)), started_s)
+        value, headers = await self._native(request, parse_generate(await read_json(request)))
         return json_response(value, headers=headers)
 
     async def generate_stream(self, request: web.Request) -> web.StreamResponse:
         """Generate a stream of tokens as server-sent events: HTTP 200 whatever follows."""
-        started_s = clock.now()
-        return await self._native_stream(request, parse_generate(await read_json(request)), started_s)
+        return await self._native_stream(request, parse_generate(await read_json(request)))
 
     async def compat(self, request: web.Request) -> web.StreamResponse:
         """Generate tokens, or a stream of them with `stream`; the prompt is repeated."""
-        started_s = clock.now()
-        return await self._compat(request, parse_generate(await read_json(request)), started_s)
+        return await self._compat(request, parse_generate(await read_json(request)))
 
-    async def _compat(
-        self, request: web.Request, given: GenerateBody, started_s: float
-    ) -> web.StreamResponse:
+    async def _compat(self, request: web.Request, given: GenerateBody) -> web.StreamResponse:
         body = given.with_full_text()
         if body.stream:
-            return await self._native_stream(request, body, started_s)
-        value, headers = await self._native(request, body, started_s)
+            return await self._native_stream(request, body)
+        value, headers = await self._native(request, body)
         return json_response([value], headers=headers)
 
     async def _native(
-        self, request: web.Request, body: GenerateBody, started_s: float
+        self, request: web.Request, body: GenerateBody
     ) -> tuple[dict[str, object], dict[str, str]]:
-        reply = await self._infer.one(request, body, started_s)
+        reply = await self._infer.one(request, body)
         prefill_logprobs = self._service.launch.launcher.enable_prefill_logprobs
         value = generate_body(reply.plan, reply.others, reply.work, prefill_logprobs=prefill_logprobs)
         return value, reply.headers
 
-    async def _native_stream(
-        self, request: web.Request, body: GenerateBody, started_s: float
-    ) -> web.StreamResponse:
+    async def _native_stream(self, request: web.Request, body: GenerateBody) -> web.StreamResponse:
         return await self._infer.stream(
-            request, [body], started_s, lambda _, job, work: TgiDialect(job.plan, work), error_event
+            request, [body], lambda _, job, work: TgiDialect(job.plan, work), error_event
         )
 
     # OpenAI's dialect
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Generate a chat completion."""
-        started_s = clock.now()
-        return await self._chat(request, await read_json(request), started_s)
+        return await self._chat(request, await read_json(request))
 
-    async def _chat(self, request: web.Request, raw: bytes, started_s: float) -> web.StreamResponse:
+    async def _chat(self, request: web.Request, raw: bytes) -> web.StreamResponse:
         # TGI counts a chat request on both layers it passes; a body that cannot be read on neither.
         try:
             body = parse_chat(raw)
@@ -150,20 +141,19 @@ class TgiRoutes:
             self._infer.requests.count += 1
             raise
         self._infer.requests.count += 1
-        envelope = self._envelope(body)
+        envelope = self._envelope(body.model)
         if body.stream:
             return await self._openai_stream(
-                request, body, started_s, lambda _, job, work: ChatDialect(job.plan, work, body, envelope)
+                request, body, lambda _, job, work: ChatDialect(job.plan, work, body, envelope)
             )
-        reply = await self._infer.one(request, body.bodies[0], started_s)
+        reply = await self._infer.one(request, body.bodies[0])
         return json_response(chat_body(reply.plan, reply.work, body, envelope), headers=reply.headers)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Complete one prompt or a list of them."""
-        started_s = clock.now()
-        return await self._completions(request, await read_json(request), started_s)
+        return await self._completions(request, await read_json(request))
 
-    async def _completions(self, request: web.Request, raw: bytes, started_s: float) -> web.StreamResponse:
+    async def _completions(self, request: web.Request, raw: bytes) -> web.StreamResponse:
         try:
             body = parse_completion(raw, self._batch_size)
         except ApiError as error:
@@ -171,15 +161,14 @@ class TgiRoutes:
             self._infer.requests.failed(error.counted_as)
             raise
         self._infer.requests.count += 1
-        envelope = self._envelope(body)
+        envelope = self._envelope()
         if body.stream:
             return await self._openai_stream(
                 request,
                 body,
-                started_s,
                 lambda i, job, work: CompletionDialect(i, job.plan, work, envelope),
             )
-        replies, order = await self._infer.several(request, body.bodies, started_s)
+        replies, order = await self._infer.several(request, body.bodies)
         plans, works = [reply.plan for reply in replies], [reply.work for reply in replies]
         return json_response(
             completion_body(order, plans, works, envelope),
@@ -187,37 +176,32 @@ class TgiRoutes:
         )
 
     async def _openai_stream(
-        self, request: web.Request, body: openai.OpenAiBody, started_s: float, dialect: MakeDialect
+        self, request: web.Request, body: openai.OpenAiBody, dialect: MakeDialect
     ) -> web.StreamResponse:
-        return await self._infer.stream(
-            request, body.bodies, started_s, dialect, openai.error_event, trailer=DONE
-        )
+        return await self._infer.stream(request, body.bodies, dialect, openai.error_event, trailer=DONE)
 
-    def _envelope(self, body: openai.OpenAiBody) -> openai.Envelope:
+    def _envelope(self, model: str | None = None) -> openai.Envelope:
         served = self._service.limits.model_id
-        model = served if body.model is None or body.model == "tgi" else body.model
-        return openai.Envelope(unix_now_s(time.time()), model)
+        return openai.Envelope(unix_now_s(time.time()), served if model in (None, "tgi") else model)
 
     # Bodies that wrap those of other routes
 
     async def invocations(self, request: web.Request) -> web.StreamResponse:
         """SageMaker's route: the body of `/`, of a chat or of a completion."""
-        started_s = clock.now()
         raw = await read_json(request)
         body = parse_invocation(raw)
         if isinstance(body, GenerateBody):
-            return await self._compat(request, body, started_s)
+            return await self._compat(request, body)
         answer = self._chat if body == "chat" else self._completions
-        return await answer(request, raw, started_s)
+        return await answer(request, raw)
 
     async def vertex(self, request: web.Request) -> web.StreamResponse:
         """Vertex's route: instances in, predicted texts out; any failure is a 500, as there."""
-        started_s = clock.now()
         raw = await read_json(request)
         self._infer.requests.count += 1
         bodies = parse_vertex(raw)
         try:
-            replies, _ = await self._infer.several(request, bodies, started_s)
+            replies, _ = await self._infer.several(request, bodies)
         except ApiError:
             raise ApiError(500, "Incomplete generation", str(incomplete(streaming=False))) from None
         return json_response({"predictions": [reply_text(reply.plan, reply.work) for reply in replies]})

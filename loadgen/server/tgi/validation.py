@@ -188,7 +188,9 @@ def validate(body: GenerateBody, limits: Limits) -> Work:
         inputs=body.inputs,
         prompt_ids=prompt_ids,
         max_new_tokens=asked,
-        longest_tokens=longest_reply_tokens(input_tokens, asked, limits.max_total_tokens),
+        longest_tokens=longest_reply_tokens(
+            input_tokens, asked, limits.max_total_tokens, limits.max_input_tokens
+        ),
         parameters=p,
         details=p.details or p.decoder_input_details,
         sampling=p.do_sample
