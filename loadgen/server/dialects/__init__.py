@@ -7,6 +7,7 @@ what may be asked (``_requests``), the JSON of answers (``_wire``), pages about 
 (``_metrics``, ``_status``). The others are shared, in the order of a request:
 ``fastapi`` reads the body, ``prompts`` turns what it holds into tokens, ``asks`` says
 what is wanted, ``script`` plans what a reply says and why it ends, ``answers`` hands
-it to the service and keeps the account, ``chunks`` frames its tokens as events,
-``logprobs`` and ``prometheus`` write the log-probabilities and the metrics.
+it to the service and keeps the account, ``form`` has what vLLM's and SGLang's answers
+share, ``chunks`` frames tokens as events, ``logprobs`` and ``prometheus`` write the
+log-probabilities and the metrics.
 """

@@ -20,6 +20,7 @@ from loadgen.server.dialects.answers import Answers, hex_id
 from loadgen.server.dialects.asks import Ask, Reply
 from loadgen.server.dialects.chunks import ReplyEvents
 from loadgen.server.dialects.fastapi import Invalid, Refused, respond
+from loadgen.server.dialects.form import Form
 from loadgen.server.dialects.prompts import NotText, Vocabulary, prompt_text
 from loadgen.server.dialects.sglang_metrics import SglangMetrics
 from loadgen.server.routing import Handler
@@ -100,7 +101,7 @@ class SglangRoutes:
     ) -> web.StreamResponse:
         replies = self._answers.replies(request, ask)
         options = body.stream_options if body.stream else None
-        form = sglang_wire.Form(
+        form = Form(
             self._id(replies[0]),
             unix_now_s(time.time()),
             body.model,

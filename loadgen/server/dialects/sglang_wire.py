@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loadgen.server.dialects.asks import Reply
 from loadgen.server.dialects.chunks import Fields, ReplyEvents
-from loadgen.server.dialects.logprobs import chat_content, completion_logprobs
+from loadgen.server.dialects.form import Form, total_usage, usage
 from loadgen.server.dialects.sglang_requests import error_body
 from loadgen.server.stream import event
 from loadgen.server.text import EOS_ID, token_fields
 
 VERSION = "0.5.23"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How one request is to be answered. ``logprobs``: how many per token, None for none."""
-
-    id: str
-    created_s: int
-    model: str
-    chat: bool
-    include_usage: bool = False
-    continuous_usage: bool = False
-    logprobs: int | None = None
-    echo: bool = False
-
-    def head(self, kind: str) -> Fields:
-        """What every part of the answer begins with."""
-        return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> Fields:
-    """The ``usage`` object, in tokens."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "completion_tokens": completion_tokens,
-        "prompt_tokens_details": None,
-        "reasoning_tokens": 0,
-        "completion_tokens_details": None,
-    }
-
-
-def total_usage(replies: Sequence[Reply]) -> Fields:
-    """The usage of a whole response: each prompt counts once, whatever ``n``."""
-    n = replies[0].ask.n
-    return usage(
-        sum(reply.prompt.tokens for reply in replies[::n]), sum(reply.script.plan.tokens for reply in replies)
-    )
+_USAGE_DETAILS: Fields = {
+    "prompt_tokens_details": None,
+    "reasoning_tokens": 0,
+    "completion_tokens_details": None,
+}
 
 
 def matched(reply: Reply) -> int | str | None:
@@ -59,14 +25,6 @@ def matched(reply: Reply) -> int | str | None:
     if reply.script.plan.finish_reason != "stop":
         return None
     return EOS_ID if reply.script.stop_string is None else reply.script.stop_string
-
-
-def _logprobs(reply: Reply, form: Form, first: int, last: int) -> Fields | None:
-    if form.logprobs is None:
-        return None
-    if form.chat:
-        return {"content": chat_content(reply.script, first, last, form.logprobs)}
-    return completion_logprobs(reply.script, first, last, form.logprobs)
 
 
 def body(replies: Sequence[Reply], form: Form) -> Fields:
@@ -79,13 +37,13 @@ def body(replies: Sequence[Reply], form: Form) -> Fields:
             choice["message"] = {"role": "assistant", "content": script.text, "reasoning_content": None}
         else:
             choice["text"] = reply.prompt.text + script.text if form.echo else script.text
-        choice["logprobs"] = _logprobs(reply, form, 1, script.plan.tokens)
+        choice["logprobs"] = form.logprobs_of(reply, 1, script.plan.tokens)
         choice["finish_reason"] = script.plan.finish_reason
         choice["matched_stop"] = matched(reply)
         choices.append(choice)
     kind = "chat.completion" if form.chat else "text_completion"
     metadata = {"metadata": {"weight_version": "default"}}
-    return form.head(kind) | {"choices": choices, "usage": total_usage(replies)} | metadata
+    return form.head(kind) | {"choices": choices, "usage": total_usage(replies) | _USAGE_DETAILS} | metadata
 
 
 class Stream:
@@ -97,7 +55,7 @@ class Stream:
     def __init__(self, replies: Sequence[Reply], form: Form) -> None:
         self._replies = replies
         self._form = form
-        self._kind = "chat.completion.chunk" if form.chat else "text_completion"
+        self._kind = form.chunk_kind
 
     def events(self, reply: Reply) -> ReplyEvents:
         """The dialect of one reply."""
@@ -110,7 +68,7 @@ class Stream:
             failed=failed,
             opening=event(self._fields(self._delta(reply, role, None, None))) if form.chat else b"",
             sends_empty=not form.chat,
-            uniform=form.logprobs is None and not form.continuous_usage and not form.echo,
+            uniform=form.uniform,
         )
 
     def ending(self) -> list[bytes]:
@@ -123,7 +81,7 @@ class Stream:
                 )
                 events.append(event(self._fields(choice | {"matched_stop": matched(reply)})))
         if self._form.include_usage:
-            used = total_usage(self._replies)
+            used = total_usage(self._replies) | _USAGE_DETAILS
             if not self._form.chat:
                 used = {key: value for key, value in used.items() if value is not None}
             events.append(event(self._form.head(self._kind) | {"choices": [], "usage": used}))
@@ -146,8 +104,8 @@ class Stream:
 
     def _chunk(self, reply: Reply, text: str, index: int, reason: str | None) -> Fields:
         form = self._form
-        used = usage(reply.prompt.tokens, index) if form.continuous_usage else None
-        logprobs = _logprobs(reply, form, index, index)
+        used = usage(reply.prompt.tokens, index) | _USAGE_DETAILS if form.continuous_usage else None
+        logprobs = form.logprobs_of(reply, index, index)
         if form.chat:
             return self._fields(
                 self._delta(reply, {"reasoning_content": None, "content": text}, logprobs, None), used

@@ -17,6 +17,7 @@ from loadgen.server.dialects import fastapi, vllm_requests, vllm_wire
 from loadgen.server.dialects.answers import Answers, hex_id
 from loadgen.server.dialects.asks import Ask
 from loadgen.server.dialects.fastapi import Invalid, Refused, respond
+from loadgen.server.dialects.form import Form
 from loadgen.server.dialects.prompts import Vocabulary
 from loadgen.server.dialects.vllm_metrics import VllmMetrics
 from loadgen.server.routing import Handler
@@ -104,7 +105,7 @@ class VllmRoutes:
         own = hex_id(self._service.launch.seed, number, 16) if given is None else given
         options = body.stream_options if body.stream else None
         include = options is not None and bool(options.include_usage)
-        form = vllm_wire.Form(
+        form = Form(
             f"{'chatcmpl' if chat else 'cmpl'}-{own}",
             unix_now_s(time.time()),
             body.model or self._model,

@@ -3,53 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from loadgen.server.dialects.asks import Reply
 from loadgen.server.dialects.chunks import Fields, ReplyEvents
-from loadgen.server.dialects.logprobs import chat_content, completion_logprobs
+from loadgen.server.dialects.form import Form, total_usage, usage
 from loadgen.server.dialects.vllm_requests import error_body
 from loadgen.server.stream import event
 
 VERSION = "0.32.0"
 FINGERPRINT = f"vllm-{VERSION}-loadgen"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How one request is to be answered. ``logprobs``: how many per token, None for none."""
-
-    id: str
-    created_s: int
-    model: str
-    chat: bool
-    include_usage: bool = False
-    continuous_usage: bool = False
-    logprobs: int | None = None
-    echo: bool = False
-    hide_reply: bool = False
-
-    def head(self, kind: str) -> Fields:
-        """What every part of the answer begins with."""
-        return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """The ``usage`` object in tokens, without the details."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "completion_tokens": completion_tokens,
-    }
-
-
-def total_usage(replies: Sequence[Reply]) -> dict[str, Any]:
-    """The usage of a whole response: each prompt counts once, whatever ``n``."""
-    n = replies[0].ask.n
-    return usage(
-        sum(reply.prompt.tokens for reply in replies[::n]), sum(reply.script.plan.tokens for reply in replies)
-    )
 
 
 def body(replies: Sequence[Reply], form: Form) -> Fields:
@@ -83,7 +45,7 @@ def _chat_choice(reply: Reply, form: Form) -> Fields:
     return {
         "index": reply.index,
         "message": message,
-        "logprobs": _logprobs(reply, form, 1, script.plan.tokens),
+        "logprobs": form.logprobs_of(reply, 1, script.plan.tokens),
         "finish_reason": script.plan.finish_reason,
         "stop_reason": script.stop_string,
         "token_ids": None,
@@ -97,7 +59,7 @@ def _completion_choice(reply: Reply, form: Form) -> Fields:
     return {
         "index": reply.index,
         "text": reply.prompt.text + text if form.echo else text,
-        "logprobs": _logprobs(reply, form, 1, script.plan.tokens),
+        "logprobs": form.logprobs_of(reply, 1, script.plan.tokens),
         "finish_reason": script.plan.finish_reason,
         "stop_reason": script.stop_string,
         "token_ids": None,
@@ -107,21 +69,13 @@ def _completion_choice(reply: Reply, form: Form) -> Fields:
     }
 
 
-def _logprobs(reply: Reply, form: Form, first: int, last: int) -> Fields | None:
-    if form.logprobs is None:
-        return None
-    if form.chat:
-        return {"content": chat_content(reply.script, first, last, form.logprobs)}
-    return completion_logprobs(reply.script, first, last, form.logprobs)
-
-
 class Stream:
     """The events of a streamed answer to ``replies``."""
 
     def __init__(self, replies: Sequence[Reply], form: Form) -> None:
         self._replies = replies
         self._form = form
-        self._kind = "chat.completion.chunk" if form.chat else "text_completion"
+        self._kind = form.chunk_kind
 
     def events(self, reply: Reply) -> ReplyEvents:
         """The dialect of one reply; its role stands before its first token."""
@@ -133,7 +87,7 @@ class Stream:
             failed=failed,
             opening=self._roles(reply),
             sends_empty=True,
-            uniform=form.logprobs is None and not form.continuous_usage and not form.echo,
+            uniform=form.uniform,
         )
 
     def ending(self) -> list[bytes]:
@@ -170,7 +124,7 @@ class Stream:
         else:
             shown = "" if form.hide_reply else text
             choice["text"] = reply.prompt.text + shown if form.echo and index == 1 else shown
-        choice["logprobs"] = _logprobs(reply, form, index, index)
+        choice["logprobs"] = form.logprobs_of(reply, index, index)
         choice["finish_reason"] = finish_reason
         if finish_reason is not None or not form.chat:
             choice["stop_reason"] = None if finish_reason is None else reply.script.stop_string
