@@ -47,8 +47,10 @@ class Launcher(Section):
     cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the board's memory the server may use"
     )
-    cuda_graphs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (1, 2, 4, 8, 16, 32), strict=False, description="decode batch sizes with a CUDA graph; 0 for none"
+    cuda_graphs: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        strict=False,
+        description="decode batch sizes with a CUDA graph, 0 for none (TGI: 1,2,4,8,16,32; vLLM: to 512)",
     )
     enable_prefill_logprobs: bool = Field(False, description="fill details.prefill when asked for")
     graceful_termination_timeout: NotNegative = Field(

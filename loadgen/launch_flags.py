@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -112,8 +111,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _is_list(field: FieldInfo) -> bool:
-    annotation = field.annotation
-    return not isinstance(annotation, UnionType) and getattr(annotation, "__origin__", None) is tuple
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is tuple for kind in kinds)
 
 
 def launch_of(args: argparse.Namespace) -> Launch:

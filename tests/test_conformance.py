@@ -19,6 +19,7 @@ from conformance.processes import Server, servers
 from served import RawConnection, Response, Served, ask, request_bytes
 
 from loadgen.launch import Launch, Launcher
+from loadgen.server.deployment import Deployment
 from loadgen.server.tgi.validation import parse_generate
 
 MESSAGES = [{"role": "user", "content": "Thank you!"}]
@@ -385,5 +386,8 @@ def test_section_9_the_launcher_s_defaults() -> None:
     assert (flags.max_client_batch_size, flags.validation_workers) == (4, 2)
     assert (flags.waiting_served_ratio, flags.max_waiting_tokens, flags.max_batch_size) == (0.3, 20, None)
     assert (flags.payload_limit, flags.graceful_termination_timeout) == (2_000_000, 90)
-    assert flags.cuda_graphs == (1, 2, 4, 8, 16, 32)
+    # Graphs for up to 32 rows: the step of 33 pays the overhead of an eager one, 5.5 ms more.
+    step = Deployment(launch).step_model.step
+    costs_s = [step(decode_rows=n, decode_context_tokens=0, emitting_rows=n).duration_s for n in (32, 33)]
+    assert costs_s[1] - costs_s[0] == pytest.approx(5.5e-3, abs=0.1e-3)
     assert (flags.prefill_chunking, flags.prefix_caching) == (True, True)

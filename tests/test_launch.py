@@ -140,6 +140,9 @@ def test_vllm_replays_larger_steps_as_cuda_graphs_unless_told() -> None:
     for rows, launcher, above_s in [(32, Launcher(), 0.0), (33, Launcher(), 0.0055), (64, told, 0.0)]:
         tgi_s = step_s(rows, launcher=launcher)
         assert tgi_s - step_s(rows, dialect="vllm", launcher=launcher) == pytest.approx(above_s, abs=1e-9)
+    # TGI's own sizes, given to vLLM, are taken at their word.
+    given = Launcher(cuda_graphs=(1, 2, 4, 8, 16, 32))
+    assert step_s(33, dialect="vllm", launcher=given) == pytest.approx(step_s(33), abs=1e-9)
     assert step_s(65, dialect="vllm", launcher=told) - step_s(65, dialect="vllm") == pytest.approx(0.0055)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from loadgen.errors import ConfigError
-from loadgen.launch import Launch, Launcher
+from loadgen.launch import Launch
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
@@ -95,11 +95,11 @@ class Deployment:
 
 
 def _graph_rows(launch: Launch) -> int:
-    """The largest decode step replayed as a CUDA graph; the flag's default is TGI's, not vLLM's."""
+    """The largest decode step replayed as a CUDA graph."""
     graphs = launch.launcher.cuda_graphs
-    if launch.scheduling == "vllm" and graphs == Launcher.model_fields["cuda_graphs"].default:
-        return _VLLM_GRAPH_ROWS
-    return max(graphs, default=0)
+    if graphs is not None:
+        return max(graphs, default=0)
+    return _VLLM_GRAPH_ROWS if launch.scheduling == "vllm" else Efficiency().graph_max_rows
 
 
 def _model(name: str) -> Transformer:
