@@ -42,6 +42,7 @@ _EXAMPLES = """examples:
   loadgen check scenarios/azure_conversation.yaml              validate and print the plan
   loadgen summary runs/20261121T101500Z-fixed_50ms-1a2b3c4d    print a run again, from its files alone
   loadgen serve --port 8080                                    the embedded TGI-protocol server
+  loadgen doctor --url http://gpu-host:8080                    what can be measured, what answers
 """
 
 
@@ -175,6 +176,20 @@ def _parser() -> _Parser:
     serve.add_argument("--api-key", metavar="K", help="demand this bearer token on routes that generate")
     launch_flags.add_flags(serve)
     serve.set_defaults(go=_serve, parser=serve)
+
+    doctor = verbs.add_parser(
+        "doctor",
+        help="what can be measured here, and what answers at an address",
+        description="Reads every power source of this machine twice and prints, for each domain, the\n"
+        "method, or why it is unavailable and what to do; then the clock, the cores and the limits.",
+        epilog="exit status: 0 when the energy of at least one domain is measured (an estimate is not) or,\n"
+        "with --url, when the server answers; 1 when not; 2 for a mistake on the command line.",
+        formatter_class=formatter,
+    )
+    doctor.add_argument("--url", metavar="U", help="also ask the server at this address what it is")
+    doctor.add_argument("--api-key", metavar="K", help="bearer token for it (default: LOADGEN_API_KEY)")
+    doctor.add_argument("--json", action="store_true", help="one JSON object on stdout (docs/doctor.md)")
+    doctor.set_defaults(go=_doctor, parser=doctor)
     return parser
 
 
@@ -347,6 +362,18 @@ def _serve(args: argparse.Namespace) -> int:
 
     with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
         return runner.run(serve())
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from loadgen.doctor import render, report
+
+    with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
+        found = runner.run(report(args.url, args.api_key))
+    if args.json:
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    else:
+        render(found, Console())
+    return OK if found["ok"] else INVALID
 
 
 def _is_bad_http(record: logging.LogRecord) -> bool:

@@ -162,6 +162,10 @@ class _Run:
     def __init__(self, order: Order, target: Target, view: RunView) -> None:
         self.order, self.target, self.view = order, target, view
         self.secrets = _secrets(order)
+        domains = () if target.power is None else target.power.domains()
+        # An estimate is the same at rest: only what is metered needs a baseline.
+        metered = any(domain.method != "estimated" for domain in domains)
+        self.baseline_s = order.scenario.power.baseline_s if metered else 0.0
         self.measured_done = 0
         self.last_done_s: float | None = None
         now = datetime.now(UTC)
@@ -185,17 +189,17 @@ class _Run:
         try:
             view.stage("warm-up")
             await self._send(self.order.planned.warmup, clock.now())
-            if sampling is not None:
+            if self.baseline_s:
                 view.stage("idle baseline")
-                await asyncio.sleep(scenario.power.baseline_s)
+                await asyncio.sleep(self.baseline_s)
             zero_s = clock.now() + _LEAD_S
             self.writer.set_zero(zero_s)
             self.writer.save()
             view.stage("load")
             await self._send(self.order.planned.measured, zero_s, view.sent)
-            if sampling is not None:
+            if self.baseline_s:
                 view.stage("idle baseline")
-                await asyncio.sleep(scenario.power.baseline_s)
+                await asyncio.sleep(self.baseline_s)
         except BaseException:
             self._abandon()
             raise
@@ -277,7 +281,7 @@ class _Run:
             },
             "power": {
                 "interval_s": order.scenario.power.interval_s,
-                "baseline_s": order.scenario.power.baseline_s if target.power is not None else 0.0,
+                "baseline_s": self.baseline_s,
                 "domains": [dataclasses.asdict(domain) for domain in domains],
                 "label": target.power_label,
                 "reason": target.power_reason,

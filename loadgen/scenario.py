@@ -322,6 +322,8 @@ class Power(Section):
     interval_s: Annotated[float, Field(ge=0.01, le=10)] = 0.1
     baseline_s: NotNegative = 2.0
     gpus: list[str] = Field(default_factory=list)
+    cpu_tdp_w: Positive | None = None
+    ram_version: Literal[2, 3] = 3
 
     @field_validator("gpus", mode="before")
     @classmethod

@@ -20,9 +20,12 @@ from loadgen.clients.probe import probe
 from loadgen.clients.redaction import redact_url
 from loadgen.errors import ConfigError, PowerError
 from loadgen.physics.models import MODELS
+from loadgen.power.combined import CombinedSource
+from loadgen.power.host import CpuEstimate, RamEstimate, installed_gb
 from loadgen.power.nvml import NvmlSource
+from loadgen.power.rapl import RaplSource
 from loadgen.power.simulated import SimulatedSource
-from loadgen.scenario import Scenario, Server
+from loadgen.scenario import Power, Scenario, Server
 from loadgen.server.host import serving
 from loadgen.server.service import Service
 from loadgen.types import Client, PowerSource, Step
@@ -34,7 +37,7 @@ _TAKES_IGNORE_EOS = ("embedded", "tgi", "vllm", "sglang", "llama.cpp")
 
 @dataclass(frozen=True)
 class Target:
-    """An open target. ``power`` is None with ``power_reason`` saying why."""
+    """An open target. ``power_reason``: why no board is read; ``power`` is None when nothing is."""
 
     client: Client
     kind: str
@@ -198,7 +201,8 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
         dial=None,
         exact_lengths=exact_lengths and kind in _TAKES_IGNORE_EOS,
     )
-    power, reason = _local_boards(scenario)
+    power, reason, unmeasured = _local_power(scenario)
+    notes += unmeasured
     async with client:
         yield Target(
             client=client,
@@ -211,7 +215,7 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
             limits=found.limits if found else {},
             power=power,
             power_reason=reason,
-            power_label="measured" if power else "unavailable",
+            power_label=_label(power),
             notes=tuple(notes),
         )
 
@@ -253,18 +257,49 @@ def _client(
     )
 
 
-def _local_boards(scenario: Scenario) -> tuple[PowerSource | None, str | None]:
-    """NVIDIA boards of this machine, if the server is here too or the user asks for them."""
+def _local_power(scenario: Scenario) -> tuple[PowerSource | None, str | None, list[str]]:
+    """What this machine can measure, if the server is here too or the user asks for its boards.
+
+    Returns the source, why no board is read, and why any other part is not.
+    """
     power, url = scenario.power, str(scenario.server.url)
     local = any(f"//{name}" in url for name in ("127.", "localhost", "[::1]"))
     if power.source == "none":
-        return None, "power.source is none"
+        return None, "power.source is none", []
     if power.source == "auto" and not local:
-        return None, "the server is on another machine, whose power this process cannot read"
+        return None, "the server is on another machine, whose power this process cannot read", []
+    if power.source == "nvml":
+        return NvmlSource.open(power.gpus or None), None, []
+    sources: list[PowerSource] = []
+    reason, notes = None, []
     try:
-        source: PowerSource = NvmlSource.open(power.gpus or None)
-        return source, None
+        sources.append(NvmlSource.open(power.gpus or None))
     except PowerError as exc:
-        if power.source == "nvml":
+        reason = str(exc)
+    try:
+        sources.append(_cpu(power))
+    except PowerError as exc:
+        notes.append(f"power: cpu: {exc}")
+    try:
+        sources.append(RamEstimate(installed_gb(), power.ram_version))
+    except PowerError as exc:
+        notes.append(f"power: {exc}")
+    return (CombinedSource(sources) if sources else None), reason, notes
+
+
+def _cpu(power: Power) -> PowerSource:
+    """RAPL; where it cannot be read the estimate, if the user gave the processors' power."""
+    try:
+        return RaplSource.open()
+    except PowerError as exc:
+        if power.cpu_tdp_w is None:
             raise
-        return None, str(exc)
+        estimate = CpuEstimate(power.cpu_tdp_w)
+        estimate.warnings.append(f"power: cpu0.package is an estimate: {exc}")
+        return estimate
+
+
+def _label(power: PowerSource | None) -> str:
+    """Whether anything is metered. What an estimate is, its domain says."""
+    metered = power is not None and any(d.method != "estimated" for d in power.domains())
+    return "measured" if metered else "unavailable"

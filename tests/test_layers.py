@@ -46,7 +46,7 @@ LAYERS: list[set[str]] = [
     },
     {"loadgen.clients", "loadgen.power", "loadgen.server"},
     {"loadgen.target", "loadgen.runner", "loadgen.progress"},
-    {"loadgen.experiment", "loadgen.uncertainty"},
+    {"loadgen.experiment", "loadgen.uncertainty", "loadgen.doctor"},
     {"loadgen.cli"},
     {"loadgen.__main__"},
 ]
