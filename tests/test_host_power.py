@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import Time
+from powercap import EPYC_RANGE_UJ, Powercap
 from rich.console import Console
 
 from analysis.energy import PARTS
@@ -28,22 +29,6 @@ from loadgen.scenario import Power, Scenario
 from loadgen.server.host import serving
 from loadgen.server.service import Service
 from loadgen.types import Domain, PowerSource, Reading
-from tests.powercap import EPYC_RANGE_UJ, Powercap
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now_s = 50.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
-    moved = Time()
-    monkeypatch.setattr(clock, "now", moved)
-    yield moved
 
 
 def energy_j(source: PowerSource) -> float:

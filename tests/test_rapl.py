@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Time
+from powercap import EPYC_RANGE_UJ, INTEL_RANGE_UJ, Powercap, two_socket_intel
 
 from analysis.energy import curve
 from analysis.load import Series
-from loadgen import clock
 from loadgen.errors import PowerError
 from loadgen.power.rapl import RaplSource
-from tests.powercap import EPYC_RANGE_UJ, INTEL_RANGE_UJ, Powercap, two_socket_intel
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
-    moved = Time()
-    monkeypatch.setattr(clock, "now", moved)
-    yield moved
 
 
 def opened(tree: Powercap) -> RaplSource:

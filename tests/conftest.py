@@ -1,0 +1,27 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from loadgen import clock
+
+
+class Time:
+    """`clock.now` moved by hand, in seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+    """The clock under the test's control."""
+    moved = Time()
+    monkeypatch.setattr(clock, "now", moved)
+    yield moved
