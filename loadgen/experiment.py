@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,7 +85,7 @@ async def execute(order: Order, view: RunView) -> Path:
             view.path = run.writer.path
             view.power_label = f"({target.power_label})"
             if target.embedded is not None:
-                steps.connect(run.writer.log_server_steps().append)
+                steps.connect(run.writer.server.append)
             await run.go()
         status = "complete"
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -184,7 +184,7 @@ class _Run:
         sampling: asyncio.Task[Sampled] | None = None
         if self.target.power is not None:
             sampling = asyncio.create_task(
-                sample(self.target.power, scenario.power.interval_s, self._reading, stop)
+                sample(self.target.power, scenario.power.interval_s, self._readings, stop)
             )
         try:
             view.stage("warm-up")
@@ -236,9 +236,10 @@ class _Run:
             self.last_done_s = max(record.done_s, self.last_done_s or record.done_s)
         self.view.record(record)
 
-    def _reading(self, reading: Reading) -> None:
-        self.writer.power.append(reading)
-        self.view.reading(reading)
+    def _readings(self, readings: Sequence[Reading]) -> None:
+        for reading in readings:
+            self.writer.power.append(reading)
+            self.view.reading(reading)
 
     def seal(self, status: str, engine_end_s: float) -> None:
         """Writes what is known only at the end, then closes the directory."""

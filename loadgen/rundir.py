@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import orjson
 
 from loadgen.errors import RunDirError
-from loadgen.types import Arrival, Plan, Reading, Record, Step
+from loadgen.types import Arrival, BoardState, Plan, Reading, Record, ServerSample, Step
 
 SCHEMA = 1
 _INSTANT_DIGITS = 6  # microseconds: below any stamp's error, and half the bytes of a full float
@@ -52,6 +52,13 @@ def reading_row(reading: Reading, zero_s: float) -> dict[str, Any]:
     else:
         row["power_w"] = reading.power_w
     return row
+
+
+def sample_row(sample: BoardState | ServerSample, zero_s: float) -> dict[str, Any]:
+    """A board's state or the server's metrics as a JSON object; what was not told is no key."""
+    row = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    row["t_s"] = round(sample.t_s - zero_s, _INSTANT_DIGITS)
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def step_row(step: Step, zero_s: float) -> dict[str, Any]:
@@ -91,7 +98,7 @@ class _Lines(Generic[T]):
 
     def __init__(self, path: Path, row: Callable[[T, float], dict[str, Any]]) -> None:
         self._path = path
-        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._file: BinaryIO | None = None
         self._broken: str | None = None
         self._row = row
         self._waiting: list[T] = []
@@ -115,6 +122,8 @@ class _Lines(Generic[T]):
         """All of it or an error; after an error nothing more, or a cut line would come to stand inside."""
         if self._broken is None:
             try:
+                if self._file is None:
+                    self._file = self._path.open("ab", buffering=0)
                 if self._file.write(lines) == len(lines):
                     return
                 self._broken = "only a part was taken (is the disk full?)"
@@ -123,12 +132,14 @@ class _Lines(Generic[T]):
         raise RunDirError(f"cannot write {self._path}: {self._broken}")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class RunWriter:
-    """Writes one run directory. ``requests``, ``power`` and ``server`` take ``append(item)``
-    with instants on ``clock.now()``; `set_zero` fixes what they count from.
+    """Writes one run directory. ``requests``, ``power``, ``boards``, ``metrics`` and ``server`` take
+    ``append(item)`` with instants on ``clock.now()``; `set_zero` fixes what they count from. A file
+    appears with its first line.
 
     Raises RunDirError when the directory cannot be made or a file not be written.
     """
@@ -137,20 +148,17 @@ class RunWriter:
         try:
             path.mkdir(parents=True)
             (path / "scenario.yaml").write_text(scenario_text, encoding="utf-8")
-            self.requests = _Lines(path / "requests.jsonl", record_row)
-            self.power = _Lines(path / "power.jsonl", reading_row)
         except OSError as exc:
             raise RunDirError(f"cannot make the run directory {path}: {exc.strerror or exc}") from exc
         self.path = path
+        self.requests = _Lines(path / "requests.jsonl", record_row)
+        self.power = _Lines(path / "power.jsonl", reading_row)
+        self.boards: _Lines[BoardState] = _Lines(path / "boards.jsonl", sample_row)
+        self.metrics: _Lines[ServerSample] = _Lines(path / "metrics.jsonl", sample_row)
+        self.server = _Lines(path / "server.jsonl", step_row)
         self.manifest = {"schema": SCHEMA, "status": "running", **manifest}
-        self.server: _Lines[Step] | None = None
         self.zero_s: float | None = None
         self.save()
-
-    def log_server_steps(self) -> _Lines[Step]:
-        """Opens ``server.jsonl``; only runs against the embedded server have one."""
-        self.server = _Lines(self.path / "server.jsonl", step_row)
-        return self.server
 
     def write_plan(self, warmup: Plan, measured: Plan) -> None:
         """``plan.jsonl``: the warm-up requests (instants null: they run one after another), then the plan."""
@@ -184,9 +192,7 @@ class RunWriter:
         self.save()
 
     def _streams(self) -> Iterator[_Lines[Any]]:
-        yield from (self.requests, self.power)
-        if self.server is not None:
-            yield self.server
+        yield from (self.requests, self.power, self.boards, self.metrics, self.server)
 
 
 def new_path(parent: Path, name: str, started_utc: str, scenario_hash: str) -> Path:
@@ -251,6 +257,16 @@ def read_readings(path: Path) -> list[Reading]:
 
 def _reading(row: dict[str, Any]) -> Reading:
     return Reading(row["t_s"], row["domain"], row.get("power_w"), row.get("energy_j"))
+
+
+def read_board_states(path: Path) -> list[BoardState]:
+    """All states of the boards, in the order they were taken."""
+    return list(_rows(path / "boards.jsonl", lambda row: BoardState(**row)))
+
+
+def read_server_samples(path: Path) -> list[ServerSample]:
+    """All samples of the server's own metrics, in the order they were taken."""
+    return list(_rows(path / "metrics.jsonl", lambda row: ServerSample(**row)))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:

@@ -172,14 +172,17 @@ class Domain:
     """One thing whose energy or power is read, and how.
 
     Names: ``gpu0`` (energy counter), ``gpu0.instant`` and ``gpu0.average``
-    (power), ``cpu0.package``, ``ram``. ``averaging_s`` is the sensor's window.
-    ``note`` says where an estimate or a simulation comes from.
+    (power), ``cpu0.package``, ``ram``; of several hosts, ``host/gpu0``.
+    ``averaging_s`` is the sensor's window, ``update_s`` how often it publishes a
+    new value (documented or measured; None: unknown, or continuous). ``note`` says
+    where an estimate or a simulation comes from.
     """
 
     name: str
     method: Method
     averaging_s: float | None = None
     note: str = ""
+    update_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,43 @@ class Reading:
     def __post_init__(self) -> None:
         if (self.power_w is None) == (self.energy_j is None):
             raise ValueError(f"reading of {self.domain}: expected power_w or energy_j, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class BoardState:
+    """What a board's clocks and limits were at ``t_s``; None where the board does not tell.
+
+    ``domain``: ``gpu0``. ``event_reasons``: NVML's bit mask of reasons that lower
+    the clocks. ``ecc_errors``: uncorrected ones since the driver was loaded.
+    """
+
+    t_s: float
+    domain: str
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+    pstate: int | None = None
+    event_reasons: int | None = None
+    ecc_errors: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSample:
+    """The server's own metrics at ``t_s``; None where it does not tell.
+
+    ``running`` and ``waiting``: requests now. The rest counts from the server's
+    start: tokens prefilled or found in the cache (``prompt_tokens``), generated,
+    of the prompts' found in the prefix cache, and preempted requests.
+    """
+
+    t_s: float
+    running: float | None = None
+    waiting: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    cached_tokens: float | None = None
+    preemptions: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def _sampled(source: Any, interval_s: float, seconds: float) -> tuple[list[Readi
         stop = asyncio.Event()
         rows: list[Reading] = []
         asyncio.get_running_loop().call_later(seconds, stop.set)
-        return rows, await sample(source, interval_s, rows.append, stop)
+        return rows, await sample(source, interval_s, rows.extend, stop)
 
     return clock.run_virtual(main())
 
@@ -140,7 +140,7 @@ def test_simulated_source_adds_up_over_virtual_time() -> None:
         stop = asyncio.Event()
         rows: list[Reading] = []
         asyncio.get_running_loop().call_later(60.0, stop.set)
-        await sample(source, 0.1, rows.append, stop)
+        await sample(source, 0.1, rows.extend, stop)
         source.close()
         return rows
 
@@ -158,7 +158,7 @@ def test_several_simulated_boards_are_a_series_and_a_row_each() -> None:
         stop = asyncio.Event()
         rows: list[Reading] = []
         asyncio.get_running_loop().call_later(10.0, stop.set)
-        await sample(source, 0.1, rows.append, stop)
+        await sample(source, 0.1, rows.extend, stop)
         return source, rows
 
     source, rows = clock.run_virtual(main())

@@ -44,7 +44,7 @@ def writer(tmp_path: Path) -> Iterator[rundir.RunWriter]:
 
 
 def test_what_is_written_is_what_is_read_with_times_from_zero(writer: rundir.RunWriter) -> None:
-    steps = writer.log_server_steps()
+    steps = writer.server
     writer.requests.append(record(-1, 90.0, phase="warmup"))
     writer.power.append(Reading(95.0, "gpu0", energy_j=1.5))
     assert rundir.read_records(writer.path) == []  # nothing before the zero is known

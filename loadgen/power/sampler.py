@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from loadgen import clock
@@ -29,14 +29,14 @@ class Sampled:
 async def sample(
     source: PowerSource,
     interval_s: float,
-    write: Callable[[Reading], None],
+    write: Callable[[Sequence[Reading]], None],
     stop: asyncio.Event,
 ) -> Sampled:
     """Reads ``source`` now, then at start + k interval, and once more when ``stop`` is set.
 
     Ticks are absolute on ``clock.now()``: a slow read delays no later tick. A tick
-    whose time has passed is skipped and counted, never made up for. Every reading
-    goes to ``write``, also one that equals the last. A read that fails is counted
+    whose time has passed is skipped and counted, never made up for. All readings of
+    a tick go to ``write`` together, also those that equal the last. A read that fails is counted
     and warned about; the gap it leaves is for the analysis to judge. A source whose
     ``blocking`` attribute is true is read in a thread, since a driver call of a few
     milliseconds would make requests late.
@@ -63,7 +63,7 @@ async def sample(
 
 
 async def _read_once(
-    source: PowerSource, write: Callable[[Reading], None], done: Sampled, blocking: bool
+    source: PowerSource, write: Callable[[Sequence[Reading]], None], done: Sampled, blocking: bool
 ) -> None:
     try:
         readings = await asyncio.to_thread(source.read) if blocking else source.read()
@@ -74,8 +74,7 @@ async def _read_once(
             done.warnings.append(warning)
         return
     done.reads += 1
-    for reading in readings:
-        write(reading)
+    write(readings)
 
 
 async def _wait(stop: asyncio.Event, delay_s: float) -> None:
