@@ -1,11 +1,10 @@
 """Energy of the window from power readings: the counter first, the integral as its check.
 
-Both kinds of reading become one thing, a *cumulative* curve of joules with knots
-at the readings: a counter is one already; of power, a published value holds until
-the next one, so the curve is piecewise linear and exact between knots
-(`docs/method.md`). Energy of [a, b] is curve(b) - curve(a), the edges interpolated
-between far-apart readings, never a sum of tiny differences. Samples are never
-deduplicated. A negative step of a counter makes it unusable; it is not clamped.
+A board has up to three series: its energy counter, its instant and its average
+power. The best usable one gives the energy, the others check it. How a series
+becomes joules, and what is certain about them: `analysis.integral`. A counter that
+ran backwards makes its board unusable; it is not clamped. A sensor that publishes
+too seldom for a window, or for the blocks of one, is refused for it.
 
 What cannot be known is None with a reason, never 0 J.
 """
@@ -19,41 +18,29 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.floor import gpu_of
+from analysis import integral
+from analysis.idle import SHORTEST_S, idle_stretches
+from analysis.integral import Curve
 from analysis.load import Run, Series
+from analysis.publication import update_period_s
 from loadgen.types import Floats, Method
 
 Part = Literal["gpu", "cpu", "ram"]
 Label = Literal["measured", "estimated", "simulated"]
 PARTS: tuple[Part, ...] = ("gpu", "cpu", "ram")
 
-AGREEMENT = 0.05
-"""How far counter and integral may differ, as a share of the counter."""
-SHORT_WINDOW_S = 5.0
-"""Below this a 100 ms sensor says too little (SC24, arXiv 2312.02741)."""
-_IDLE_MARGIN_S = 0.5
-_EDGE_MARGIN_S = 0.2
-_SHORTEST_IDLE_S = 0.3
-LEAST_BASELINE_S = 1.0
-"""Of a stretch after work and its tail, so that idle power can be read in it."""
-_BOARD = re.compile(r"^(gpu\d+)(\.instant|\.average)?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Cumulative joules ``energy_j`` at instants ``t_s``, both (n,); piecewise linear between."""
-
-    t_s: Floats
-    energy_j: Floats
-
-    def at(self, t_s: Floats) -> Floats:
-        """Cumulative joules at each instant; constant outside the knots."""
-        return np.interp(t_s, self.t_s, self.energy_j)
-
-    def between(self, start_s: float, end_s: float) -> float:
-        """Joules of [start, end]."""
-        low, high = self.at(np.array([start_s, end_s]))
-        return float(high - low)
+COVERED_PERIODS = 3.0
+"""A reading speaks for so many sampling periods to each side."""
+PASSED_ON_S = 0.5
+"""Drivers publish more often than this; a slower value came through an exporter, which held it."""
+LEAST_UPDATES = 10.0
+"""Published values that a window must hold before its energy is believed."""
+_HOST = r"^((?:[A-Za-z0-9_.-]+/)?"
+_BOARD = re.compile(_HOST + r"gpu\d+)(\.instant|\.average)?$")
+_PACKAGE = re.compile(_HOST + r"cpu\d+\.package)$")
+_RAM = re.compile(_HOST + r"ram)$")
+_PATTERNS: Mapping[Part, re.Pattern[str]] = {"gpu": _BOARD, "cpu": _PACKAGE, "ram": _RAM}
+_RANK = {None: 0, ".instant": 1, ".average": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +48,32 @@ class BoardEnergy:
     """One energy series over the window.
 
     ``total_j`` is None exactly when ``reason`` is set. ``block_j``: joules of
-    each time block, (K,), summing to ``total_j``. ``checks``: (domain, joules) of
-    the same window from each power series, where the total is a counter's.
-    ``idle_w``: mean power before the first and after the last request.
-    ``passed_over``: why a better series of this board was not used.
+    each time block, (K,), summing to ``total_j``; None with ``block_reason`` where
+    the sensor is too slow for blocks. ``within_j``: least and most that the window
+    can have cost by these readings, the sensor's gain aside; None with
+    ``bound_reason``. ``checks``: (domain, joules) of the same window from each
+    power series that was not chosen. ``idle_w``: mean power before the first and
+    after the last request. ``coverage``: share of the window near a reading.
+    ``update_s``: how often a new value appeared, documented or seen, the longer.
+    ``passed_over``: why a better series of this board was not used. ``cumulative``:
+    it is a counter's.
     """
 
     domain: str
     method: Method
     label: Label
     total_j: float | None
-    block_j: Floats | None
-    checks: tuple[tuple[str, float], ...]
-    idle_w: tuple[float | None, float | None]
     reason: str | None
+    block_j: Floats | None = None
+    block_reason: str | None = None
+    within_j: tuple[float, float] | None = None
+    bound_reason: str | None = None
+    checks: tuple[tuple[str, float], ...] = ()
+    idle_w: tuple[float | None, float | None] = (None, None)
+    coverage: float = 0.0
+    update_s: float | None = None
     passed_over: str | None = None
+    cumulative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +100,53 @@ class PartEnergy:
             return None
         total: Floats = np.add.reduce(parts)
         return total
+
+    @property
+    def block_reason(self) -> str | None:
+        """Why there is no energy of blocks though there is one of the window."""
+        return next((b.block_reason for b in self.boards if b.block_reason is not None), None)
+
+    @property
+    def within_j(self) -> tuple[float, float] | None:
+        """Least and most joules of the window: the sums over the boards; None if one is not known."""
+        known = [b.within_j for b in self.boards if b.within_j is not None]
+        if not known or len(known) < len(self.boards):
+            return None
+        return sum(low for low, _ in known), sum(high for _, high in known)
+
+    @property
+    def bound_j(self) -> float | None:
+        """How far the true total can be from ``total_j`` at most, sensor gain aside."""
+        if self.within_j is None or self.total_j is None:
+            return None
+        return max(self.total_j - self.within_j[0], self.within_j[1] - self.total_j)
+
+    @property
+    def bound_reason(self) -> str | None:
+        return self.reason or next((b.bound_reason for b in self.boards if b.bound_reason is not None), None)
+
+    @property
+    def coverage(self) -> float | None:
+        """The worst covered board's share of the window; None without boards."""
+        return min((b.coverage for b in self.boards), default=None)
+
+    @property
+    def idle_power_w(self) -> float | None:
+        """The lower of the idle stretches before and after: the other may hold a tail of work."""
+        return min((w for w in (self.idle_before_w, self.idle_after_w) if w is not None), default=None)
+
+    @property
+    def static_j(self) -> float | None:
+        """What the idle boards would have cost: idle power x window."""
+        return None if self.idle_power_w is None else self.idle_power_w * self.window_s
+
+    @property
+    def active_j(self) -> float | None:
+        """What the work added: total - static."""
+        if self.total_j is None or self.static_j is None:
+            return None
+        active_j = self.total_j - self.static_j
+        return 0.0 if abs(active_j) < 1e-9 * self.total_j else active_j  # a constant estimate's rounding
 
     @property
     def mean_power_w(self) -> float | None:
@@ -141,18 +186,35 @@ def measure(run: Run, edges_s: Floats) -> dict[Part, PartEnergy]:
         )
         reason = next((b.reason for b in boards if b.reason is not None), None)
         if not boards:
-            reason = run.power.get("reason") if part == "gpu" else None
-            reason = reason or f"no {part} power source was read"
+            reason = _declared(run, part) or f"no {part} power source was read"
         found[part] = PartEnergy(part, boards, float(edges_s[-1] - edges_s[0]), reason)
     return found
 
 
+def apart(run: Run, start_s: float, end_s: float) -> dict[str, float | None]:
+    """Joules of [start, end] by each series that is in no sum, None where it cannot tell.
+
+    ``cpuN.dram`` (on AMD a part of the package), ``gpuN.memory`` (a part of the
+    board), ``gpuN.module`` (the board and the CPU beside it).
+    """
+    summed = {s.domain.name for part in PARTS for group in _grouped(run, part).values() for s in group}
+    return {
+        name: None
+        if unusable(series, start_s, end_s, run.period_s)
+        else curve(series).between(start_s, end_s)
+        for name, series in run.series.items()
+        if name not in summed
+    }
+
+
 def curve(series: Series) -> Curve:
-    """The cumulative curve of a series (module docstring). Needs at least 2 readings to be of use."""
+    """The cumulative curve of a series. Needs at least 2 readings to be of use."""
+    t_s, value = integral.in_order(series.t_s, series.value)
     if series.cumulative:
-        return Curve(series.t_s, series.value)
-    held_j = series.value[:-1] * np.diff(series.t_s)
-    return Curve(series.t_s, np.concatenate([np.zeros(min(1, len(series.t_s))), np.cumsum(held_j)]))
+        return integral.counter_curve(t_s, value, series.domain.update_s)
+    window_s, update_s = series.domain.averaging_s, series.domain.update_s
+    lag_s = 0.0 if window_s is None or update_s is None else (window_s + update_s) / 2
+    return integral.power_curve(t_s, value, lag_s)
 
 
 def unusable(series: Series, start_s: float, end_s: float, period_s: float | None) -> str | None:
@@ -160,7 +222,7 @@ def unusable(series: Series, start_s: float, end_s: float, period_s: float | Non
     name = series.domain.name
     if len(series.t_s) < 2:
         return f"{name}: {len(series.t_s)} readings"
-    slack_s = 3 * (period_s or 0.0)
+    slack_s = COVERED_PERIODS * (period_s or 0.0)
     if series.t_s[0] > start_s + slack_s or series.t_s[-1] < end_s - slack_s:
         return (
             f"{name}: readings cover {series.t_s[0]:.3f} to {series.t_s[-1]:.3f} s, "
@@ -171,7 +233,24 @@ def unusable(series: Series, start_s: float, end_s: float, period_s: float | Non
             return f"{name}: the energy counter ran backwards"
         if series.value[-1] == series.value[0]:
             return f"{name}: the energy counter never advanced"
+    update_s = update_of(series, period_s)
+    if update_s is not None and end_s - start_s < LEAST_UPDATES * update_s * (1 - 1e-9):
+        return (
+            f"{name}: a new value every {update_s:.3g} s cannot tell the energy of {end_s - start_s:.3g} s, "
+            f"at least {LEAST_UPDATES * update_s:.3g} s are needed"
+        )
     return None
+
+
+def update_of(series: Series, period_s: float | None) -> float | None:
+    """How often a series shows a new value: as documented, or as seen if that is longer; None: unknown.
+
+    Values that change as often as they are read tell the sampling period, not the sensor's.
+    """
+    seen_s = update_period_s(series.t_s, series.value) if len(series.t_s) > 1 else None
+    if seen_s is not None and seen_s <= 1.5 * (period_s or float(np.median(np.diff(series.t_s)))):
+        seen_s = None
+    return max((u for u in (series.domain.update_s, seen_s) if u is not None), default=None)
 
 
 def ran_backwards(series: Series) -> bool:
@@ -179,67 +258,31 @@ def ran_backwards(series: Series) -> bool:
     return series.cumulative and bool(np.any(np.diff(series.value) < 0))
 
 
-def widest_gap_s(series: Series, start_s: float, end_s: float) -> float:
-    """The longest stretch of [start, end] without a reading, seconds."""
-    inside = series.t_s[(series.t_s > start_s) & (series.t_s < end_s)]
-    before, after = series.t_s[series.t_s <= start_s], series.t_s[series.t_s >= end_s]
-    first = before[-1] if len(before) else start_s
-    last = after[0] if len(after) else end_s
-    return float(np.max(np.diff(np.concatenate([[first], inside, [last]]))))
+def board_of(domain: str) -> str | None:
+    """The board that an energy or power series is of: ``gpu0`` of ``gpu0.instant``; None: of none."""
+    match = _BOARD.match(domain)
+    return None if match is None else match[1]
 
 
-def idle_stretches(run: Run) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """The longest requestless stretches before the first and after the last measured request.
-
-    0.5 s (at most a quarter) is cut off after work: averages and the 100 ms
-    publication lag behind it; and a known board's tail, if more is left. 0.2 s is
-    cut off at the end, where a reading may straddle the next work, or be the odd
-    last one, whose published value has another age. None when under 0.3 s remain.
-    """
-    t_s = [s.t_s for s in run.series.values() if len(s.t_s)]
-    if not t_s:
-        return None, None
-    gpu = gpu_of(run)
-    tail_s = 0.0 if gpu is None else gpu.tail_s
-    first_s, last_s = min(float(t[0]) for t in t_s), max(float(t[-1]) for t in t_s)
-    start_s = min(0.0, float(run.requests["sent_s"].min())) if len(run.requests) else 0.0
-    busy = run.warmups[["sent_s", "done_s"]].dropna().sort_values("sent_s").to_numpy(dtype=np.float64)
-    edges = [first_s, *busy.ravel().tolist(), start_s]
-    free = [
-        (edges[i], edges[i + 1], i > 0, i + 2 < len(edges))
-        for i in range(0, len(edges), 2)
-        if edges[i + 1] > edges[i]
-    ]
-    before = max(free, key=lambda s: s[1] - s[0], default=None)
-    ended_s = run.requests["done_s"].max() if len(run.requests) else np.nan
-    return (
-        None if before is None else _trimmed(before[0], before[1], before[2], tail_s),
-        None if np.isnan(ended_s) else _trimmed(float(ended_s), last_s, True, tail_s),
-    )
-
-
-def _trimmed(start_s: float, end_s: float, after_work: bool, tail_s: float) -> tuple[float, float] | None:
-    quarter_s = max(0.0, end_s - start_s) / 4
-    if after_work:
-        outlasts_tail = end_s - start_s >= tail_s + LEAST_BASELINE_S
-        start_s += min(_IDLE_MARGIN_S, quarter_s) + (tail_s if outlasts_tail else 0.0)
-    end_s -= min(_EDGE_MARGIN_S, quarter_s)
-    return (start_s, end_s) if end_s - start_s >= _SHORTEST_IDLE_S else None
+def _declared(run: Run, part: Part) -> str | None:
+    """Why the manifest says that a part was not read."""
+    reason = (run.power.get("reasons") or {}).get(part)
+    return reason or (run.power.get("reason") if part == "gpu" else None)
 
 
 def _grouped(run: Run, part: Part) -> dict[str, list[Series]]:
-    """The series of each board of a part, energy counter first, then instant, then average."""
-    groups: dict[str, list[Series]] = {}
+    """The series of each board of a part, energy counter first, then instant, then average.
+
+    A board of another host, ``node1/gpu0``, is a board of its own. Other series of a
+    board, such as its memory's, are in no sum.
+    """
+    groups: dict[str, list[tuple[int, Series]]] = {}
     for name, series in run.series.items():
-        board = _BOARD.match(name)
-        if part == "gpu" and board is not None:
-            groups.setdefault(board[1], []).append(series)
-        elif (part == "cpu" and re.match(r"^cpu\d+\.package$", name)) or (part == "ram" and name == "ram"):
-            groups.setdefault(name, []).append(series)
-    rank = {"": 0, ".instant": 1, ".average": 2}
-    for name, supports in groups.items():
-        supports.sort(key=lambda s, name=name: rank.get(s.domain.name.removeprefix(name), 3))  # type: ignore[misc]
-    return groups
+        match = _PATTERNS[part].match(name)
+        if match is not None:
+            rank = _RANK[match[2]] if part == "gpu" else 0
+            groups.setdefault(match[1], []).append((rank, series))
+    return {name: [s for _, s in sorted(found, key=lambda pair: pair[0])] for name, found in groups.items()}
 
 
 def _board(
@@ -258,27 +301,90 @@ def _board(
     if not usable:
         reason = next(f for f in faults.values() if f is not None)
         method = supports[0].domain.method
-        return BoardEnergy(name, method, label_of(method), None, None, (), (None, None), reason)
+        return BoardEnergy(name, method, label_of(method), None, reason)
     chosen = usable[0]
     total = curve(chosen)
-    others = [s for s in usable[1:] if not s.cumulative] if chosen.cumulative else []
     before_w, after_w = (None if s is None else _mean_power_w(chosen, total, *s) for s in idle)
+    update_s = update_of(chosen, run.period_s)
+    shortest_s = float(np.min(np.diff(edges_s)))
+    too_slow = update_s is not None and len(edges_s) > 2 and update_s > shortest_s
+    within_j, bound_reason = _certain(run, chosen, start_s, end_s)
     return BoardEnergy(
         domain=chosen.domain.name,
         method=chosen.domain.method,
         label=label_of(chosen.domain.method),
         total_j=total.between(start_s, end_s),
-        block_j=np.diff(total.at(edges_s)),
-        checks=tuple((s.domain.name, curve(s).between(start_s, end_s)) for s in others),
-        idle_w=(before_w, after_w),
         reason=None,
+        block_j=None if too_slow else np.diff(total.at(edges_s)),
+        block_reason=f"{chosen.domain.name} shows a new value every {update_s:.3g} s, a block is "
+        f"{shortest_s:.3g} s"
+        if too_slow
+        else None,
+        within_j=within_j,
+        bound_reason=bound_reason,
+        checks=tuple(
+            (s.domain.name, curve(s).between(start_s, end_s)) for s in usable[1:] if not s.cumulative
+        ),
+        idle_w=(before_w, after_w),
+        coverage=integral.coverage(
+            chosen.t_s,
+            start_s,
+            end_s,
+            COVERED_PERIODS * (run.period_s or float(np.median(np.diff(chosen.t_s)))),
+        ),
+        update_s=update_s,
+        cumulative=chosen.cumulative,
         passed_over=None if chosen is supports[0] else faults[id(supports[0])],
     )
 
 
+def _certain(
+    run: Run, series: Series, start_s: float, end_s: float
+) -> tuple[tuple[float, float] | None, str | None]:
+    """Least and most joules of the window by one series, or why they are not known."""
+    domain = series.domain
+    if domain.method == "estimated":
+        return None, f"{domain.name} is an estimate"
+    if domain.update_s is not None and domain.update_s >= PASSED_ON_S:
+        slow = f"{domain.name} is renewed every {domain.update_s:.3g} s"
+        return None, f"{slow}, by a program that passes it on: how old a new value is, is not known"
+    clock_s, why = _clock_bound_s(run, domain.name)
+    if why is not None:
+        return None, why
+    t_s, value = integral.in_order(series.t_s, series.value)
+    if series.cumulative:
+        within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s)
+        if within_j is None:
+            return None, f"{domain.name} shows no value from before the window, or no new one after it"
+        return within_j, None
+    if domain.update_s is None or domain.averaging_s is None:
+        return None, f"how often {domain.name} is published, or over what it averages, is not known"
+    if domain.averaging_s < domain.update_s:
+        seen, every = 1e3 * domain.averaging_s, 1e3 * domain.update_s
+        return (
+            None,
+            f"{domain.name} sees {seen:.3g} ms of every {every:.3g} ms, what it misses is not bounded",
+        )
+    total_j = curve(series).between(start_s, end_s)
+    lag_s = domain.averaging_s + domain.update_s + 2 * clock_s
+    off_j = integral.held_within_j(t_s, value, start_s, end_s, lag_s)
+    return (max(0.0, total_j - off_j), total_j + off_j), None
+
+
+def _clock_bound_s(run: Run, domain: str) -> tuple[float, str | None]:
+    """How far off the clock of a domain's sidecar may be; 0 for what this host read itself."""
+    for row in run.manifest.get("sidecars") or ():
+        if domain in (row.get("domains") or ()):
+            bound_s = (row.get("clock") or {}).get("bound_s")
+            if bound_s is None:
+                return 0.0, f"the clock of the sidecar {row.get('name')} was not compared at both ends"
+            return float(bound_s), None
+    return 0.0, None
+
+
 def _mean_power_w(series: Series, total: Curve, start_s: float, end_s: float) -> float | None:
     start_s, end_s = max(start_s, float(series.t_s[0])), min(end_s, float(series.t_s[-1]))
-    return total.between(start_s, end_s) / (end_s - start_s) if end_s - start_s >= _SHORTEST_IDLE_S else None
+    return total.between(start_s, end_s) / (end_s - start_s) if end_s - start_s >= SHORTEST_S else None
 
 
 def label_of(method: Method) -> Label:

@@ -11,18 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import floor
-from analysis.energy import (
-    AGREEMENT,
-    LEAST_BASELINE_S,
-    SHORT_WINDOW_S,
-    Part,
-    PartEnergy,
-    ran_backwards,
-    widest_gap_s,
-)
+from analysis import floor, lint_boards, lint_power
+from analysis.energy import Part, PartEnergy, ran_backwards
+from analysis.idle import LEAST_BASELINE_S
+from analysis.integral import widest_gap_s
 from analysis.latency import lateness_s
 from analysis.load import Run
+from analysis.server_metrics import disagreements
 from loadgen.physics.hardware import Gpu
 
 LATENESS_FLOOR_S = 5e-3
@@ -48,11 +43,13 @@ class Verdict:
 
 def judge(run: Run, parts: Mapping[Part, PartEnergy]) -> Verdict:
     """Applies every rule. ``parts``: the window's energies, as `analysis.energy.measure` gives."""
-    reasons = [*_completeness(run), *_lateness(run), *_readings(run)]
+    reasons = [*_completeness(run), *_lateness(run), *_readings(run), *lint_power.reasons(run)]
     warnings = [str(w) for w in run.manifest.get("warnings") or ()]
+    warnings += lint_power.warnings(run)
     warnings += _success(run)
     warnings += _token_counts(run)
-    warnings += _agreement(parts)
+    warnings += disagreements(run)
+    warnings += lint_boards.warnings(run, parts)
     gpu = parts.get("gpu")
     if gpu is not None and gpu.total_j is not None:
         reasons += _power_range(run, gpu)
@@ -117,7 +114,7 @@ def _readings(run: Run) -> Iterator[str]:
         if not len(series.t_s):
             yield f"power: {name} was never read"
             continue
-        gap_s = widest_gap_s(series, 0.0, run.end_s)
+        gap_s = widest_gap_s(series.t_s, 0.0, run.end_s)
         if gap_s > GAP_PERIODS * run.period_s * (1 + 1e-9):
             yield (
                 f"power: {gap_s:.3g} s without a reading of {name}, "
@@ -227,21 +224,3 @@ def _token_counts(run: Run) -> Iterator[str]:
             f"{len(held)} of {len(ok)} replies brought {tokens:,} tokens in {events:,} events: "
             "itl is the gap between events; read tpot"
         )
-
-
-def _agreement(parts: Mapping[Part, PartEnergy]) -> Iterator[str]:
-    for part in parts.values():
-        if part.reason is not None and part.boards:
-            yield f"energy of {part.part} is unavailable: {part.reason}"
-        for board in part.boards:
-            if board.passed_over is not None:
-                yield f"energy: {board.passed_over}; {board.domain} was integrated instead"
-            if board.total_j is None or part.window_s < SHORT_WINDOW_S:
-                continue
-            for name, integral_j in board.checks:
-                off = integral_j / board.total_j - 1
-                if abs(off) > AGREEMENT:
-                    yield (
-                        f"energy: the integral of {name} is {100 * off:+.3g} % off the counter of "
-                        f"{board.domain} (a 25 ms sensor can lock on to regular arrivals)"
-                    )

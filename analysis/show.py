@@ -27,6 +27,9 @@ _LATENCIES = (
 )
 _ENERGIES = (
     ("total_j", "total"),
+    ("bound_j", "  within"),
+    ("active_j", "  active"),
+    ("static_j", "  static"),
     ("mean_power_w", "mean power"),
     ("idle_power_w", "idle power"),
     ("energy_per_attempt", "per attempt"),
@@ -219,6 +222,12 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
             table.add_column("\n95 % interval", justify="left")
     for key, label in _ENERGIES:
         row = [label]
+        if key == "bound_j":
+            bounds = [energy[part].get(key) for part in shown]
+            cells = ["-" if j is None else f"± {quantity(j, 'J')}" for j in bounds]
+            if any(j is not None for j in bounds):
+                table.add_row(label, cells[0], "sensor gain aside", *cells[1:])
+            continue
         for part in shown:
             estimate = energy[part][key]
             unit = "/J" if key == "output_tokens_per_joule" else estimate["unit"]
@@ -227,6 +236,12 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
                 row.append(interval(estimate))
         table.add_row(*row)
     console.print(table, highlight=False)
+    apart = [
+        f"{name} {quantity(joules, 'J')}{' (with the CPU beside it)' if '.module' in name else ''}"
+        for name, joules in (energy.get("apart") or {}).items()
+    ]
+    if apart:
+        _line(console, "in no sum  ", ", ".join(apart))
 
 
 def _table(title: str) -> Table:

@@ -20,9 +20,15 @@ value that does not exist is null there, and ``method`` says why):
 - ``energy``: ``label`` (measured, simulated, unavailable), ``reason``, ``window``
   ({start_s, end_s}), ``denominators``, and ``gpu``, ``cpu``, ``ram``: ``label``,
   ``methods``, ``domains``, ``reason``, and the estimates ``total_j``, ``mean_power_w``,
-  ``idle_power_w`` (also ``idle_before_w``, ``idle_after_w``), ``energy_per_attempt``,
-  ``energy_per_request``, ``energy_per_output_token`` (joules, and with ``_wh`` in
-  watt hours), ``output_tokens_per_joule``
+  ``idle_power_w`` (also ``idle_before_w``, ``idle_after_w``), ``static_j`` (idle power x
+  window), ``active_j`` (total - static), ``energy_per_attempt``, ``energy_per_request``,
+  ``energy_per_output_token`` (joules, and with ``_wh`` in watt hours),
+  ``output_tokens_per_joule``; numbers that may be null: ``low_j`` and ``high_j``, between
+  which the total lies for certain by these readings, ``bound_j``, how far off it can be at
+  most, or ``bound_reason``; ``sensor_gain_error``, which is not in them: the largest
+  relative error of a known board's sensor; ``coverage``, the share of the window near a
+  reading; ``update_s``, the slowest series' time between new values.
+  ``energy`` has also ``apart``: joules of series that are in no sum, by domain
 
 `loadgen summary` adds ``uncertainty``: the run's uncertainty.json, or null.
 """
@@ -36,10 +42,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis import energy, latency, lint, stats
+from analysis import energy, floor, latency, lint, stats
 from analysis.energy import Part, PartEnergy
 from analysis.load import Run
 from analysis.stats import Blocks
+from loadgen.physics.hardware import Gpu
 from loadgen.types import STATUSES, Estimate, Floats
 
 WH_PER_J = 1 / 3600.0
@@ -260,45 +267,72 @@ def _energy(run: Run, parts: Mapping[Part, PartEnergy], blocks: Blocks) -> dict[
     }
     for part, measured in parts.items():
         found[part] = _part(measured, attempts, successes, tokens, blocks)
+        found[part] |= _certainty(measured, floor.gpu_of(run) if part == "gpu" else None)
+    found["apart"] = energy.apart(run, 0.0, run.end_s) if run.end_s else {}
     return found
+
+
+def _certainty(part: PartEnergy, gpu: Gpu | None) -> dict[str, Any]:
+    low_j, high_j = part.within_j or (None, None)
+    updates_s = [b.update_s for b in part.boards if b.update_s is not None]
+    return {
+        "low_j": low_j,
+        "high_j": high_j,
+        "bound_j": part.bound_j,
+        "bound_reason": None if part.bound_j is not None else part.bound_reason,
+        "sensor_gain_error": None if gpu is None else gpu.sensor_gain_error,
+        "coverage": part.coverage,
+        "update_s": max(updates_s, default=None),
+    }
 
 
 def _part(
     part: PartEnergy, attempts: Floats, successes: Floats, tokens: Floats, blocks: Blocks
 ) -> dict[str, Any]:
-    per_block_j = part.block_j
     usable = part.total_j is not None
     rows: dict[str, Any] = {
         "label": part.label if usable else "unavailable",
         "methods": list(part.methods),
         "domains": [b.domain for b in part.boards],
         "reason": part.reason,
+        "idle_before_w": part.idle_before_w,
+        "idle_after_w": part.idle_after_w,
     }
-    kinds = (
+    kinds: tuple[tuple[str, Floats, str], ...] = (
         ("energy_per_attempt", attempts, "attempted requests"),
         ("energy_per_request", successes, "successful requests"),
         ("energy_per_output_token", tokens, "output tokens of successful requests"),
     )
-    if per_block_j is None or part.total_j is None:
+    if part.total_j is None:
         why = part.reason or "no readings"
         units = {"total_j": "J", "mean_power_w": "W", "idle_power_w": "W", "output_tokens_per_joule": "1/J"}
+        units |= {"static_j": "J", "active_j": "J"}
         rows.update({name: stats.missing(unit, why) for name, unit in units.items()})
         for name, _, _ in kinds:
             rows[name], rows[f"{name}_wh"] = stats.missing("J", why), stats.missing("Wh", why)
         return rows
+    durations = np.diff(blocks.edges_s)
+    if part.block_j is not None:
+        per_block_j = part.block_j
+    else:  # the window as one block: values, but no intervals
+        blocks = Blocks(blocks.edges_s[[0, -1]], None, blocks.level, part.block_reason)
+        per_block_j, durations = np.array([part.total_j]), durations.sum(keepdims=True)
+        kinds = tuple((name, count.sum(keepdims=True), what) for name, count, what in kinds)
+        tokens = tokens.sum(keepdims=True)
     how = f"{rows['label']} ({', '.join(part.methods)})"
     n = len(part.boards)
-    durations = np.diff(blocks.edges_s)
     rows["total_j"] = stats.exact(part.total_j, "J", n, f"{how}: energy of the window, {n} series summed")
     rows["mean_power_w"] = stats.ratio(per_block_j, durations, blocks, "W", n, f"{how}: energy / window")
-    idle = {"idle_before_w": part.idle_before_w, "idle_after_w": part.idle_after_w}
-    rows.update(idle)
-    known = [w for w in idle.values() if w is not None]
-    rows["idle_power_w"] = (
-        stats.exact(min(known), "W", len(known), f"{how}: the lower of the idle stretches before and after")
-        if known
-        else stats.missing("W", "no idle stretch was read before or after the load")
-    )
+    if part.idle_power_w is None or part.static_j is None or part.active_j is None:
+        why = "no idle stretch was read before or after the load"
+        rows |= {"idle_power_w": stats.missing("W", why)}
+        rows |= {name: stats.missing("J", why) for name in ("static_j", "active_j")}
+    else:
+        read = sum(w is not None for w in (part.idle_before_w, part.idle_after_w))
+        lower = f"{how}: the lower of the idle stretches before and after"
+        rows["idle_power_w"] = stats.exact(part.idle_power_w, "W", read, lower)
+        rows["static_j"] = stats.exact(part.static_j, "J", read, f"{how}: idle power x window")
+        rows["active_j"] = stats.exact(part.active_j, "J", n, f"{how}: total - idle power x window")
     for name, denominator, of_what in kinds:
         what = f"{how}: energy of the window / {of_what}"
         per_unit = stats.ratio(per_block_j, denominator, blocks, "J", int(denominator.sum()), what)

@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,17 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 import loadgen
-from loadgen import clock, launch_flags, overrides
+from loadgen import clock, foreground, launch_flags, overrides
 from loadgen.clients.redaction import redact_url
 from loadgen.config import Tree, near, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
 from loadgen.scenario_file import find_scenario, shipped_scenarios, validate
+from loadgen.sidecar.verb import add_verb as add_sidecar
 
 if TYPE_CHECKING:
     from loadgen.experiment import Order
 
-OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, foreground.INTERRUPTED
 
 _EXAMPLES = """examples:
   loadgen run scenarios/fixed_50ms.yaml                        the main job, on the embedded server
@@ -42,6 +42,7 @@ _EXAMPLES = """examples:
   loadgen check scenarios/azure_conversation.yaml              validate and print the plan
   loadgen summary runs/20261121T101500Z-fixed_50ms-1a2b3c4d    print a run again, from its files alone
   loadgen serve --port 8080                                    the embedded TGI-protocol server
+  loadgen sidecar                                              on the GPU host: sample and serve its power
   loadgen doctor --url http://gpu-host:8080                    what can be measured, what answers
 """
 
@@ -177,17 +178,27 @@ def _parser() -> _Parser:
     launch_flags.add_flags(serve)
     serve.set_defaults(go=_serve, parser=serve)
 
+    add_sidecar(verbs, formatter)
+
     doctor = verbs.add_parser(
         "doctor",
         help="what can be measured here, and what answers at an address",
-        description="Reads every power source of this machine twice and prints, for each domain, the\n"
+        description="Reads every power source of this machine for 1.5 s and prints, for each domain, the\n"
         "method, or why it is unavailable and what to do; then the clock, the cores and the limits.",
         epilog="exit status: 0 when the energy of at least one domain is measured (an estimate is not) or,\n"
-        "with --url, when the server answers; 1 when not; 2 for a mistake on the command line.",
+        "with --url and --sidecar, when they answer and are fit for a run; 1 when not; 2 for a mistake\n"
+        "on the command line.",
         formatter_class=formatter,
     )
     doctor.add_argument("--url", metavar="U", help="also ask the server at this address what it is")
     doctor.add_argument("--api-key", metavar="K", help="bearer token for it (default: LOADGEN_API_KEY)")
+    doctor.add_argument("--sidecar", metavar="U", help="also examine the power sidecar at this address")
+    doctor.add_argument(
+        "--sidecar-token-file",
+        type=Path,
+        metavar="F",
+        help="file with its token (default: LOADGEN_SIDECAR_TOKEN)",
+    )
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout (docs/doctor.md)")
     doctor.set_defaults(go=_doctor, parser=doctor)
     return parser
@@ -329,8 +340,7 @@ def _serve(args: argparse.Namespace) -> int:
     from loadgen.server.host import serving
     from loadgen.server.service import Service
 
-    # What is no HTTP is answered with 400; aiohttp's traceback for each would drown the rest.
-    logging.getLogger("aiohttp.server").addFilter(lambda record: not _is_bad_http(record))
+    foreground.silence_bad_http()
     launch = launch_flags.launch_of(args)
     for flag in launch_flags.without_effect(args):
         print(f"loadgen: note: {flag} changes nothing here", file=sys.stderr)
@@ -339,10 +349,7 @@ def _serve(args: argparse.Namespace) -> int:
         service = Service(launch)
         slow_s = launch.faults.slow_start_s
         slow = f", refusing connections for {slow_s:g} s" if slow_s else ""
-        asked_to_end = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _end_or_exit, asked_to_end)
+        asked_to_end = foreground.asked_to_end()
         async with serving(service, address=(args.host, args.port), api_key=args.api_key) as host:
             print(
                 f"loadgen: serving {service.limits.model_id} on simulated {launch.gpu} at {host.url} "
@@ -366,27 +373,16 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from loadgen.doctor import render, report
+    from loadgen.target import sidecar_token
 
+    token = sidecar_token(args.sidecar_token_file) if args.sidecar else None
     with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
-        found = runner.run(report(args.url, args.api_key))
+        found = runner.run(report(args.url, args.api_key, sidecar=args.sidecar, token=token))
     if args.json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
     else:
         render(found, Console())
     return OK if found["ok"] else INVALID
-
-
-def _is_bad_http(record: logging.LogRecord) -> bool:
-    from aiohttp.http_exceptions import HttpProcessingError
-
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
-
-
-def _end_or_exit(asked_to_end: asyncio.Event) -> None:
-    """First signal: end gracefully. Second: at once."""
-    if asked_to_end.is_set():
-        os._exit(INTERRUPTED)
-    asked_to_end.set()
 
 
 def main(argv: list[str] | None = None) -> int:

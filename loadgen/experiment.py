@@ -9,8 +9,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,9 @@ from loadgen import clock, provenance
 from loadgen.clients.redaction import MASK, redact, redact_url
 from loadgen.errors import ConfigError
 from loadgen.plan import Planned
-from loadgen.power.sampler import Sampled, sample
+from loadgen.power.feed import Sink
+from loadgen.power.sampler import sample
+from loadgen.power.sidecars import Sidecars
 from loadgen.progress import RunView
 from loadgen.rundir import RunWriter, new_path
 from loadgen.runner import record_unsent, run_plan
@@ -172,6 +174,8 @@ class _Run:
         scenario = order.scenario.model_dump(mode="json")
         scenario["server"]["headers"] = redact(order.scenario.server.headers)
         scenario["server"]["url"] = target.manifest()["url"]
+        if order.scenario.power.url is not None:
+            scenario["power"]["url"] = redact_url(order.scenario.power.url)
         digest = provenance.digest(scenario)
         path = new_path(order.parent, order.scenario.name, now.strftime("%Y%m%dT%H%M%SZ"), digest)
         self.writer = RunWriter(path, self._manifest(scenario, digest, now), _without_secrets(order))
@@ -179,34 +183,31 @@ class _Run:
 
     async def go(self) -> None:
         """Warm-up, baseline, load until the last reply, baseline."""
-        scenario, view = self.order.scenario, self.view
-        stop = asyncio.Event()
-        sampling: asyncio.Task[Sampled] | None = None
-        if self.target.power is not None:
-            sampling = asyncio.create_task(
-                sample(self.target.power, scenario.power.interval_s, self._readings, stop)
-            )
-        try:
-            view.stage("warm-up")
-            await self._send(self.order.planned.warmup, clock.now())
-            if self.baseline_s:
-                view.stage("idle baseline")
-                await asyncio.sleep(self.baseline_s)
-            zero_s = clock.now() + _LEAD_S
-            self.writer.set_zero(zero_s)
-            self.writer.save()
-            view.stage("load")
-            await self._send(self.order.planned.measured, zero_s, view.sent)
-            if self.baseline_s:
-                view.stage("idle baseline")
-                await asyncio.sleep(self.baseline_s)
-        except BaseException:
-            self._abandon()
-            raise
-        finally:
-            stop.set()
-            if sampling is not None:
-                self.writer.manifest["warnings"] += (await sampling).warnings
+        view = self.view
+        async with self._reading_power(), self._scraping():
+            try:
+                view.stage("warm-up")
+                await self._send(self.order.planned.warmup, clock.now())
+                if self.baseline_s:
+                    view.stage("idle baseline")
+                    await asyncio.sleep(self.baseline_s)
+                zero_s = clock.now() + _LEAD_S
+                self.writer.set_zero(zero_s)
+                self._sidecars(zero_s)
+                self.writer.save()
+                view.stage("load")
+                await self._send(self.order.planned.measured, zero_s, view.sent)
+                if self.baseline_s:
+                    view.stage("idle baseline")
+                    await asyncio.sleep(self.baseline_s)
+                # An exporter shows only a while later what had been used by then.
+                if (settle_s := getattr(self.target.power, "settle_s", 0.0)) > self.baseline_s:
+                    view.stage("waiting for the exporter")
+                    await asyncio.sleep(settle_s - self.baseline_s)
+            except BaseException:
+                self._abandon()
+                raise
+            view.stage("last samples")
 
     async def _send(self, plan: Plan, zero_s: float, on_sent: Callable[[], None] = lambda: None) -> None:
         await run_plan(
@@ -236,20 +237,69 @@ class _Run:
             self.last_done_s = max(record.done_s, self.last_done_s or record.done_s)
         self.view.record(record)
 
+    @asynccontextmanager
+    async def _reading_power(self) -> AsyncIterator[None]:
+        """Reads power in the block: samples it here, or fetches what sidecars sample."""
+        power, stop = self.target.power, asyncio.Event()
+        if power is None:
+            yield
+        elif isinstance(power, Sidecars):
+            async with power.following(
+                Sink(self._reading, self.writer.boards.append, self.writer.metrics.append)
+            ):
+                yield
+        else:
+            sampling = asyncio.create_task(
+                sample(power, self.order.scenario.power.interval_s, self._readings, stop)
+            )
+            try:
+                yield
+            finally:
+                stop.set()
+                self.writer.manifest["warnings"] += (await sampling).warnings
+
     def _readings(self, readings: Sequence[Reading]) -> None:
         for reading in readings:
-            self.writer.power.append(reading)
-            self.view.reading(reading)
+            self._reading(reading)
+
+    def _reading(self, reading: Reading) -> None:
+        self.writer.power.append(reading)
+        self.view.reading(reading)
+
+    def _sidecars(self, zero_s: float) -> None:
+        """Writes down what is known of the sidecars, if there are any."""
+        if isinstance(self.target.power, Sidecars):
+            self.writer.manifest["sidecars"] = self.target.power.manifest(zero_s)
+
+    @asynccontextmanager
+    async def _scraping(self) -> AsyncIterator[None]:
+        """Collects the server's own metrics in the block, where they are asked for."""
+        if self.target.scrape is None:
+            yield
+            return
+        stop, looked = asyncio.Event(), asyncio.Event()
+        scraping = asyncio.ensure_future(self.target.scrape(self.writer.metrics.append, stop, looked))
+        try:
+            await looked.wait()  # no request may be counted before the first sample
+            yield
+        finally:
+            stop.set()
+            metrics = dataclasses.asdict(await scraping)
+            self.writer.manifest["warnings"] += metrics.pop("warnings")
+            self.writer.manifest["metrics"] = metrics
 
     def seal(self, status: str, engine_end_s: float) -> None:
         """Writes what is known only at the end, then closes the directory."""
         writer, target = self.writer, self.target
         zero_s = writer.zero_s
+        self._sidecars(clock.now() if zero_s is None else zero_s)
         if zero_s is None:
             writer.set_zero(clock.now())
         elif self.last_done_s is not None:
             writer.manifest["window"] = {"start_s": 0.0, "end_s": self.last_done_s - zero_s}
         writer.manifest["warnings"] += getattr(target.power, "warnings", ())
+        if target.power is not None:  # how often exporters renew their values was seen during the run
+            writer.manifest["power"]["domains"] = [dataclasses.asdict(d) for d in target.power.domains()]
         if resent := getattr(target.client, "resent", 0):
             writer.manifest["warnings"].append(
                 f"{resent} requests were sent again: the server had closed their pooled connection before"
@@ -266,7 +316,10 @@ class _Run:
 
     def _manifest(self, scenario: dict[str, Any], digest: str, now: datetime) -> dict[str, Any]:
         order, target = self.order, self.target
-        domains = target.power.domains() if target.power is not None else ()
+        power = target.power
+        domains = power.domains() if power is not None else ()
+        # Sidecars and a Prometheus sample at an interval of their own.
+        interval_s = getattr(power, "interval_s", order.scenario.power.interval_s)
         return {
             "name": order.scenario.name,
             "seed": order.scenario.seed,
@@ -281,14 +334,17 @@ class _Run:
                 "warmup": len(order.planned.warmup.arrivals),
             },
             "power": {
-                "interval_s": order.scenario.power.interval_s,
+                "interval_s": interval_s,
                 "baseline_s": self.baseline_s,
                 "domains": [dataclasses.asdict(domain) for domain in domains],
                 "label": target.power_label,
-                "reason": target.power_reason,
+                "reason": target.power_reasons["gpu"],
+                "reasons": dict(target.power_reasons),
             },
+            "sidecars": None,
             "window": None,
             "engine": None,
+            "metrics": None,
             "slo": scenario["slo"],
             "gpus": list(getattr(target.power, "boards", ())),
             "host": provenance.host(),

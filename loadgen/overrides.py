@@ -96,6 +96,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--warmup-requests", metavar="N", type=int, help="requests sent one by one beforehand, not counted"
     )
 
+    power = parser.add_argument_group("power (overrides power:)")
+    power.add_argument(
+        "--sidecar",
+        metavar="[NAME=]URL",
+        action="append",
+        default=[],
+        help="read power from `loadgen sidecar` at this address; repeatable, one a host",
+    )
+    power.add_argument(
+        "--sidecar-token-file",
+        metavar="F",
+        help="file with the sidecars' bearer token (or set LOADGEN_SIDECAR_TOKEN)",
+    )
+
     other = parser.add_argument_group("other overrides")
     other.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json to count prompt tokens with")
     other.add_argument("--seed", metavar="N", type=int, help="seed of every random stream; 0 is a seed")
@@ -128,6 +142,8 @@ def apply(tree: Tree, flags: argparse.Namespace) -> None:
         "--warmup-requests": ("load.warmup_requests", flags.warmup_requests),
         "--tokenizer": ("prompts.tokenizer", flags.tokenizer),
         "--seed": ("seed", flags.seed),
+        "--sidecar": ("power.sidecars", flags.sidecar or None),
+        "--sidecar-token-file": ("power.sidecar_token_file", flags.sidecar_token_file),
     }
     for flag, (dotted, value) in plain.items():
         if value is not None:

@@ -93,7 +93,7 @@ class RunView:
     def reading(self, reading: Reading) -> None:
         """Follows each board's energy counter for its power, smoothed over about ten readings."""
         name = reading.domain
-        if reading.energy_j is not None and name.startswith("gpu"):
+        if reading.energy_j is not None and name.rpartition("/")[2].startswith("gpu"):
             t_s, energy_j = self._counter.get(name, (reading.t_s, reading.energy_j))
             self._counter[name] = (reading.t_s, reading.energy_j)
             if reading.t_s > t_s:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import AliasChoices, Field, field_validator, model_validator
@@ -24,7 +23,6 @@ from loadgen.arrivals import (
     Uniform,
     UniformScript,
 )
-from loadgen.config import show
 from loadgen.launch import (
     DEFAULT_DTYPE,
     DEFAULT_GPU,
@@ -36,6 +34,7 @@ from loadgen.launch import (
     Launcher,
     Scheduler,
 )
+from loadgen.scenario_power import Power, address
 from loadgen.section import Count, NotNegative, Positive, Section, wrong
 from loadgen.types import ArrivalProcess, Overflow
 
@@ -55,6 +54,7 @@ class Server(Section):
     streaming: bool = True
     headers: dict[str, str] = Field(default_factory=dict)
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    metrics_interval_s: Annotated[float, Field(ge=0, le=60)] | None = None
     dialect: Dialect = "tgi"
     scheduler: Scheduler | None = None
     max_concurrent_requests: Count = 128
@@ -65,16 +65,7 @@ class Server(Section):
     @field_validator("url")
     @classmethod
     def _reachable(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port above 65535, an unclosed bracket
-            good = False
-        if not good or re.search(r"\s", url):
-            raise wrong("http://HOST[:PORT] or https://...", "", show(re.sub(r"//[^/@]*@", "//***@", url)))
-        return url
+        return address(url)
 
     @field_validator("headers")
     @classmethod
@@ -85,6 +76,13 @@ class Server(Section):
             if re.search(r"[\r\n\0]", value):
                 raise wrong(f"no line breaks in the value of {name}", "", "one")
         return headers
+
+    @field_validator("metrics_interval_s")
+    @classmethod
+    def _at_most_10_hz(cls, interval_s: float | None) -> float | None:
+        if interval_s is not None and 0 < interval_s < 0.1:
+            raise wrong(">= 0.1 s between two looks at /metrics, or 0 for none", "", f"{interval_s:g}")
+        return interval_s
 
     @model_validator(mode="after")
     def _sendable(self) -> Self:
@@ -315,25 +313,6 @@ class TracePrompts(Prompts):
     repeat: bool = False
 
 
-class Power(Section):
-    """Power sampling: which source, how often, how long idle before and after."""
-
-    source: Literal["auto", "none", "nvml"] = "auto"
-    interval_s: Annotated[float, Field(ge=0.01, le=10)] = 0.1
-    baseline_s: NotNegative = 2.0
-    gpus: list[str] = Field(default_factory=list)
-    cpu_tdp_w: Positive | None = None
-    ram_version: Literal[2, 3] = 3
-
-    @field_validator("gpus", mode="before")
-    @classmethod
-    def _indices(cls, gpus: object) -> object:
-        """An index may be written as a number."""
-        if not isinstance(gpus, list):
-            return gpus
-        return [str(g) if isinstance(g, int) and not isinstance(g, bool) else g for g in gpus]
-
-
 class Slo(Section):
     """Limits a good request keeps, all at once. Seconds."""
 
@@ -393,4 +372,9 @@ class Scenario(Section):
         lengths_of_trace = isinstance(self.prompts, TracePrompts) and self.prompts.path is None
         if lengths_of_trace and not isinstance(self.load, TraceLoad):
             raise wrong("a trace file (only load.pattern trace has one to share)", "prompts", "no path")
+        if self.power.sidecars and self.server.url is None:
+            raise wrong(
+                "a server.url: a sidecar measures a real host, and the embedded server's power is simulated",
+                "power.sidecars",
+            )
         return self

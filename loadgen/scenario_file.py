@@ -52,7 +52,7 @@ def keys_at(place: Place) -> Mapping[str, str]:
     return {name: _expectation(name, model) for name in model.model_fields} if model else {}
 
 
-_PATHS = ("load.path", "prompts.path", "prompts.tokenizer")
+_PATHS = ("load.path", "prompts.path", "prompts.tokenizer", "power.sidecar_token_file")
 
 
 def _resolve_paths(tree: Tree, base: Path) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from loadgen import clock
@@ -18,26 +19,43 @@ from loadgen.clients import make_client
 from loadgen.clients.http import Dial
 from loadgen.clients.probe import probe
 from loadgen.clients.redaction import redact_url
-from loadgen.errors import ConfigError, PowerError
+from loadgen.errors import ConfigError
+from loadgen.metrics.scrape import Scraped, metrics_url, scrape
 from loadgen.physics.models import MODELS
-from loadgen.power.combined import CombinedSource
-from loadgen.power.host import CpuEstimate, RamEstimate, installed_gb
+from loadgen.power.dcgm import DcgmSource
+from loadgen.power.local import open_local, openings
 from loadgen.power.nvml import NvmlSource
-from loadgen.power.rapl import RaplSource
+from loadgen.power.prometheus import PrometheusSource
+from loadgen.power.remote import TOKEN_VARIABLE
+from loadgen.power.sidecars import Sidecars, open_sidecars
 from loadgen.power.simulated import SimulatedSource
-from loadgen.scenario import Power, Scenario, Server
+from loadgen.power.web import TOKEN_VARIABLE as EXPORTER_TOKEN_VARIABLE
+from loadgen.power.zeus_source import ZeusSource
+from loadgen.scenario import Scenario, Server
+from loadgen.scenario_power import Power
 from loadgen.server.host import serving
 from loadgen.server.service import Service
-from loadgen.types import Client, PowerSource, Step
+from loadgen.types import Client, PowerSource, ServerSample, Step
 
+Scrape = Callable[[Callable[[ServerSample], None], asyncio.Event, asyncio.Event], Awaitable[Scraped]]
+SCRAPE_INTERVAL_S = 1.0
+"""Between two looks at the metrics of a server at a url, unless the scenario says otherwise."""
 API_KEY_VARIABLE = "LOADGEN_API_KEY"
+_PARTS = ("gpu", "cpu", "ram")
+_UNREAD_WHEN_SIMULATED = {"gpu": None} | dict.fromkeys(
+    _PARTS[1:], "the embedded server's host is not simulated, only its boards"
+)
 _OWN_FILES, _MANY_FILES = 64, 65_536
 _TAKES_IGNORE_EOS = ("embedded", "tgi", "vllm", "sglang", "llama.cpp")
 
 
 @dataclass(frozen=True)
 class Target:
-    """An open target. ``power_reason``: why no board is read; ``power`` is None when nothing is."""
+    """An open target. ``power_reasons``: why gpu, cpu or ram is not read, None where it is.
+
+    ``scrape(write, stop, looked)`` collects the server's own metrics, as `loadgen.metrics.scrape.scrape`
+    does; None when they are not asked for.
+    """
 
     client: Client
     kind: str
@@ -47,10 +65,11 @@ class Target:
     gpu: str | None
     dtype: str | None
     limits: Mapping[str, Any]
-    power: PowerSource | None
-    power_reason: str | None
+    power: PowerSource | Sidecars | None
+    power_reasons: Mapping[str, str | None]
     power_label: str
     embedded: Service | None = None
+    scrape: Scrape | None = None
     notes: tuple[str, ...] = field(default=())
 
     def manifest(self) -> dict[str, Any]:
@@ -114,7 +133,7 @@ async def open_target(
         try:
             yield target
         finally:
-            if target.power is not None:
+            if target.power is not None and not isinstance(target.power, Sidecars):
                 target.power.close()
 
 
@@ -135,19 +154,21 @@ async def _embedded(
             near = factory()
             return clock.connect_memory(near, host.protocol())[0], near
 
+        base_url, in_memory = host.url or "http://embedded", None if host.url else dial
         client = _client(
             protocol,
-            host.url or "http://embedded",
+            base_url,
             server,
             model=service.limits.model_id,
             headers=server.headers,
-            dial=None if host.url else dial,
+            dial=in_memory,
             exact_lengths=exact_lengths,
         )
         power: PowerSource | None = None
-        if scenario.power.source == "nvml":
+        if scenario.power.source in ("nvml", "zeus", "dcgm", "prometheus"):
             raise ConfigError(
-                "power.source: nvml measures a real board; the embedded server has a simulated one"
+                f"power.source: {scenario.power.source} measures a real board; "
+                "the embedded server has a simulated one"
             )
         if scenario.power.source == "auto":
             gpu = service.deployment.gpu
@@ -163,9 +184,12 @@ async def _embedded(
                 dtype=launch.dtype,
                 limits=asdict(service.limits),
                 power=power,
-                power_reason=None if power else "power.source is none",
+                power_reasons=_UNREAD_WHEN_SIMULATED
+                if power
+                else dict.fromkeys(_PARTS, "power.source is none"),
                 power_label="simulated" if power else "unavailable",
                 embedded=service,
+                scrape=_scraping(base_url, server.metrics_interval_s, server.headers, in_memory),
             )
 
 
@@ -201,9 +225,9 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
         dial=None,
         exact_lengths=exact_lengths and kind in _TAKES_IGNORE_EOS,
     )
-    power, reason, unmeasured = _local_power(scenario)
-    notes += unmeasured
-    async with client:
+    interval_s = SCRAPE_INTERVAL_S if server.metrics_interval_s is None else server.metrics_interval_s
+    async with client, _power(scenario) as (power, reasons, unmeasured):
+        scraped = kind == "null" or (isinstance(power, Sidecars) and power.scrapes)
         yield Target(
             client=client,
             kind=kind,
@@ -214,10 +238,21 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
             dtype=server.dtype,
             limits=found.limits if found else {},
             power=power,
-            power_reason=reason,
+            power_reasons=reasons,
             power_label=_label(power),
-            notes=tuple(notes),
+            scrape=None if scraped else _scraping(server.url, interval_s, headers, None),
+            notes=(*notes, *unmeasured),
         )
+
+
+def _scraping(
+    url: str, interval_s: float | None, headers: Mapping[str, str], dial: Dial | None
+) -> Scrape | None:
+    if not interval_s:
+        return None
+    return lambda write, stop, looked: scrape(
+        metrics_url(url), interval_s, write, stop, headers=headers, dial=dial, looked=looked
+    )
 
 
 def _model_name(server: Server, served: str | None, notes: list[str]) -> str:
@@ -257,49 +292,79 @@ def _client(
     )
 
 
-def _local_power(scenario: Scenario) -> tuple[PowerSource | None, str | None, list[str]]:
-    """What this machine can measure, if the server is here too or the user asks for its boards.
+Read = tuple[PowerSource | Sidecars | None, Mapping[str, str | None], list[str]]
+"""The source, why a part is not read (None where it is), and what to tell of that."""
 
-    Returns the source, why no board is read, and why any other part is not.
-    """
+
+@asynccontextmanager
+async def _power(scenario: Scenario) -> AsyncIterator[Read]:
+    """Power of a server at a url: what sidecars read, else what this machine can."""
+    power = scenario.power
+    if not power.sidecars:
+        yield _local_power(scenario)
+        return
+    async with open_sidecars(
+        power.addresses,
+        token=sidecar_token(power.sidecar_token_file),
+        server_url=str(scenario.server.url),
+        baseline_s=power.baseline_s,
+    ) as sidecars:
+        yield sidecars, sidecars.reasons, []
+
+
+def sidecar_token(path: Path | None) -> str | None:
+    """The file's content, else the environment's. Raises ConfigError for a file that holds none."""
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"power.sidecar_token_file: {path} cannot be read: {exc}") from exc
+    if not token:
+        raise ConfigError(f"power.sidecar_token_file: {path}: expected a token, got nothing")
+    return token
+
+
+def _local_power(scenario: Scenario) -> Read:
+    """What this machine can measure, if the server is here too or the user asks for its boards."""
     power, url = scenario.power, str(scenario.server.url)
     local = any(f"//{name}" in url for name in ("127.", "localhost", "[::1]"))
     if power.source == "none":
-        return None, "power.source is none", []
+        return None, dict.fromkeys(_PARTS, "power.source is none"), []
     if power.source == "auto" and not local:
-        return None, "the server is on another machine, whose power this process cannot read", []
-    if power.source == "nvml":
-        return NvmlSource.open(power.gpus or None), None, []
-    sources: list[PowerSource] = []
-    reason, notes = None, []
-    try:
-        sources.append(NvmlSource.open(power.gpus or None))
-    except PowerError as exc:
-        reason = str(exc)
-    try:
-        sources.append(_cpu(power))
-    except PowerError as exc:
-        notes.append(f"power: cpu: {exc}")
-    try:
-        sources.append(RamEstimate(installed_gb(), power.ram_version))
-    except PowerError as exc:
-        notes.append(f"power: {exc}")
-    return (CombinedSource(sources) if sources else None), reason, notes
+        reason = (
+            "the server is on another machine, whose power this process cannot read: "
+            "start `loadgen sidecar` there and give --sidecar"
+        )
+        return None, dict.fromkeys(_PARTS, reason), []
+    if power.source in ("dcgm", "prometheus"):
+        unread = f"power.source is {power.source}: its boards' host is read by nothing else"
+        return _exported(power), {"gpu": None, "cpu": unread, "ram": unread}, []
+    if power.source in ("nvml", "zeus"):
+        library = NvmlSource if power.source == "nvml" else ZeusSource
+        devices = library.open(power.gpus or None)
+        read = {part for part in _PARTS if any(d.name.startswith(part) for d in devices.domains())}
+        unread = f"power.source is {power.source}, which does not read it here"
+        return devices, {part: None if part in read else unread for part in _PARTS}, []
+    parts = openings(power.gpus or None, power.cpu_tdp_w, power.ram_version)
+    source, reasons = open_local(parts)
+    notes = [
+        f"power: {part}: {why.removeprefix(f'{part}: ')}"
+        for part, why in reasons.items()
+        if part != "gpu" and why is not None
+    ]
+    return source, reasons, notes
 
 
-def _cpu(power: Power) -> PowerSource:
-    """RAPL; where it cannot be read the estimate, if the user gave the processors' power."""
-    try:
-        return RaplSource.open()
-    except PowerError as exc:
-        if power.cpu_tdp_w is None:
-            raise
-        estimate = CpuEstimate(power.cpu_tdp_w)
-        estimate.warnings.append(f"power: cpu0.package is an estimate: {exc}")
-        return estimate
+def _exported(power: Power) -> PowerSource:
+    """What an exporter, or a Prometheus that scrapes one, shows. Raises PowerError, saying what to do."""
+    url, token = str(power.url), os.environ.get(EXPORTER_TOKEN_VARIABLE)
+    if power.source == "dcgm":
+        return DcgmSource.open(url, power.gpus, token=token)
+    return PrometheusSource.open(url, power.match, power.gpus, token=token)
 
 
-def _label(power: PowerSource | None) -> str:
+def _label(power: PowerSource | Sidecars | None) -> str:
     """Whether anything is metered. What an estimate is, its domain says."""
     metered = power is not None and any(d.method != "estimated" for d in power.domains())
     return "measured" if metered else "unavailable"

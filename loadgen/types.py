@@ -219,6 +219,15 @@ class BoardState:
 
 
 @dataclass(frozen=True, slots=True)
+class BoardProcess:
+    """A process with a compute context on a board; None for what the driver does not tell."""
+
+    pid: int
+    name: str | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSample:
     """The server's own metrics at ``t_s``; None where it does not tell.
 

@@ -68,7 +68,7 @@ def test_a_source_that_fails_has_a_gap_and_is_named_while_the_others_go_on(fault
     async def main() -> tuple[list[Reading], CombinedSource, list[str]]:
         source, rows, stop = CombinedSource([good, bad]), list[Reading](), asyncio.Event()
         asyncio.get_running_loop().call_later(0.95, stop.set)
-        return rows, source, (await sample(source, 0.1, rows.append, stop)).warnings
+        return rows, source, (await sample(source, 0.1, rows.extend, stop)).warnings
 
     rows, source, warnings = clock.run_virtual(main())
     times = {name: [r.t_s for r in rows if r.domain == name] for name in ("gpu0", "cpu0.package")}

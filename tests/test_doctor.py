@@ -1,4 +1,4 @@
-"""loadgen doctor: the real nvidia-ml-py on a fake driver, RAPL on a fake powercap tree, scripted servers."""
+"""loadgen doctor: the real nvidia-ml-py on a fake driver, RAPL on a fake powercap tree."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import fake_nvml
 import pytest
-from aiohttp import web
+import test_zeus
+from fake_nvml import Board
 from rich.console import Console
-from test_power import REPO, driver
 
-from loadgen import cli, clock, doctor
+from loadgen import clock, doctor
+from loadgen.doctor import power
+from loadgen.doctor.host import _in_virtual_machine, machine
+from loadgen.power import local
 from loadgen.types import Domain, Reading
-
-__all__ = ["driver"]
-
-TGI_INFO = {"model_id": "m/chat", "max_concurrent_requests": 128, "max_total_tokens": 4096}
 
 
 class Host:
@@ -56,14 +57,19 @@ class Host:
         self.write()
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_nvml.build(tmp_path_factory.mktemp("nvml"))
+
+
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     from loadgen.errors import PowerError
 
-    def refuse() -> None:
+    def refuse(gpus: object) -> None:
         raise PowerError("nvml: no library: install the NVIDIA driver")
 
-    monkeypatch.setattr(doctor.NvmlSource, "open", refuse)
+    monkeypatch.setattr(local.NvmlSource, "open", refuse)
 
 
 @pytest.fixture
@@ -76,23 +82,26 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Host]
     return make
 
 
-def rows_of(power: doctor.Power) -> dict[str, doctor.Finding]:
-    found = {finding.domain: finding for finding in power.findings}
-    assert len(found) == len(power.findings)
+def rows_of(seen: power.Power) -> dict[str, power.Finding]:
+    found = {finding.domain: finding for finding in seen.findings}
+    assert len(found) == len(seen.findings)
     return found
 
 
 @pytest.mark.usefixtures("no_driver")
 def test_packages_and_dram_are_measured_with_the_power_they_draw(host: Callable[..., Host]) -> None:
     made = host(_0_package=80.0, _0_dram=12.5, _1_package=60.0)
-    power = doctor.power_here(powercap=made.root, pause=made.pause)
-    assert [f.domain for f in power.findings] == ["gpu", "cpu0.package", "cpu0.dram", "cpu1.package", "ram"]
-    rows = rows_of(power)
+    seen = power.power_here(powercap=made.root, pause=made.pause)
+    assert [f.domain for f in seen.findings] == ["gpu", "cpu0.package", "cpu0.dram", "cpu1.package", "ram"]
+    rows = rows_of(seen)
     for name, power_w in (("cpu0.package", 80.0), ("cpu0.dram", 12.5), ("cpu1.package", 60.0)):
         assert (rows[name].method, rows[name].reason) == ("counter", None)
         assert rows[name].power_w == pytest.approx(power_w, rel=1e-6)
-        assert rows[name].update_s == 1e-3
-    assert rows["gpu"].method is None and rows["gpu"].reason == "nvml: no library: install the NVIDIA driver"
+        assert (rows[name].update_s, rows[name].update_from) == (1e-3, "documented")
+    assert rows["gpu"].method is None and "nvml: no library: install the NVIDIA driver" in str(
+        rows["gpu"].reason
+    )
+    assert "pip install 'loadgen[zeus]'" in str(rows["gpu"].reason)
     assert rows["ram"].method == "estimated" and rows["ram"].power_w is not None
 
 
@@ -101,9 +110,9 @@ def test_a_stuck_counter_and_a_missing_tree_are_unavailable_with_a_reason(
     host: Callable[..., Host], tmp_path: Path
 ) -> None:
     made = host(_0_package=0.0)
-    stuck = rows_of(doctor.power_here(powercap=made.root, pause=made.pause))["cpu"]
+    stuck = rows_of(power.power_here(powercap=made.root, pause=made.pause))["cpu"]
     assert stuck.reason and "stands still" in stuck.reason and stuck.power_w is None
-    absent = rows_of(doctor.power_here(powercap=tmp_path / "nowhere", pause=made.pause))["cpu"]
+    absent = rows_of(power.power_here(powercap=tmp_path / "nowhere", pause=made.pause))["cpu"]
     assert absent.method is None and absent.reason and "powercap" in absent.reason
 
 
@@ -111,18 +120,18 @@ def test_a_stuck_counter_and_a_missing_tree_are_unavailable_with_a_reason(
 def test_a_dram_zone_that_was_left_out_is_a_row_with_its_reason(host: Callable[..., Host]) -> None:
     made = host(_0_package=80.0, _0_dram=12.5)
     (made.file("0.dram").parent / "max_energy_range_uj").unlink()
-    power = doctor.power_here(powercap=made.root, pause=made.pause)
-    rows = rows_of(power)
+    seen = power.power_here(powercap=made.root, pause=made.pause)
+    rows = rows_of(seen)
     assert rows["cpu0.package"].power_w == pytest.approx(80.0, rel=1e-6)
     assert rows["cpu0.dram"].method is None and "max_energy_range_uj" in str(rows["cpu0.dram"].reason)
-    assert power.warnings == ()
+    assert seen.warnings == ()
 
 
 def test_a_domain_is_judged_by_its_two_readings() -> None:
     domain = Domain("gpu0", "counter", None, "NVML total energy")
 
-    def judge(before: Any, after: Any, failure: str | None = None) -> doctor.Finding:
-        return doctor.judge(domain, before, after, 0.1, failure)
+    def judge(before: Any, after: Any, failure: str | None = None) -> power.Finding:
+        return power.judge(domain, before, after, 0.1, failure)
 
     def energy(t_s: float, energy_j: float) -> dict[str, Reading]:
         return {"gpu0": Reading(t_s, "gpu0", energy_j=energy_j)}
@@ -140,32 +149,32 @@ def test_a_domain_is_judged_by_its_two_readings() -> None:
 
 
 LOOK = r"""
-import asyncio, ctypes, json, sys
+import asyncio, ctypes, json, time
 from pathlib import Path
-from loadgen import doctor
 lib = ctypes.CDLL("libnvidia-ml.so.1")
 lib.fake_set_time.argtypes = [ctypes.c_double]
+lib.fake_now.restype = lib.fake_wall.restype = ctypes.c_double
 lib.fake_set_time(0.0)
-moves = sys.argv[1] == "moving"
-pause = lambda s: moves and lib.fake_set_time(s + 1e-6)
-found = asyncio.run(doctor.report(powercap=Path("/nowhere"), pause=pause))
+time.time = lib.fake_wall
+from loadgen import clock, doctor
+clock.now = lib.fake_now
+found = asyncio.run(doctor.report(powercap=Path("/nowhere"),
+                                  pause=lambda s: lib.fake_set_time(lib.fake_now() + s)))
 print(json.dumps(found))
 """
 
 
-def look(driver: Path, how: str, **environment: str) -> dict[str, Any]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FAKE_", "CUDA_"))}
-    env = {**kept, "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(REPO), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK, how], env=env, capture_output=True, text=True, check=False
-    )
+def look(library: Path, boards: Sequence[Board], host: fake_nvml.Host | None = None) -> dict[str, Any]:
+    """The doctor's report of a machine with these boards, in simulated time."""
+    env = fake_nvml.environment(library, boards, host)
+    done = subprocess.run([sys.executable, "-c", LOOK], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_boards_have_a_row_for_each_sensor_and_one_for_the_counter_they_lack(driver: Path) -> None:
-    found = look(driver, "moving")
+def test_boards_have_a_row_for_each_sensor_and_one_for_the_counter_they_lack(library: Path) -> None:
+    found = look(library, [replace(fake_nvml.PLAIN_PAIR[0], average_ret=0), fake_nvml.PLAIN_PAIR[1]])
     rows = [(d["domain"], d["method"], d["reason"] is None) for d in found["domains"]]
     assert rows == [
         ("gpu0", "counter", True),
@@ -178,136 +187,105 @@ def test_boards_have_a_row_for_each_sensor_and_one_for_the_counter_they_lack(dri
     ]
     assert "no energy counter" in found["domains"][3]["reason"]
     assert found["measured"] == ["gpu0", "gpu0.instant", "gpu0.average", "gpu1.average"] and found["ok"]
-    assert [d["update_s"] for d in found["domains"][:3]] == [0.1] * 3
     assert [d["averaging_s"] for d in found["domains"][:3]] == [None, 0.025, 1.0]
-    assert found["domains"][1]["power_w"] == 300.0 and found["domains"][4]["power_w"] == 70.0
-    assert [b["uuid"] for b in found["boards"]] == ["GPU-10000000-aaaa", "GPU-20000000-aaaa"]
+    assert found["domains"][0]["power_w"] == pytest.approx(233, abs=15), "1 s at 300 W, 0.5 s at 100 W"
+    assert found["domains"][4]["power_w"] == 70.0
     assert [b["mig"] for b in found["boards"]] == [False, True]
     assert any("MIG" in w for w in found["warnings"])
+    assert "power.cpu_tdp_w" in found["domains"][5]["reason"]
 
 
-def test_a_boards_stuck_counter_is_unavailable_and_its_sensors_are_not(driver: Path) -> None:
-    found = look(driver, "still")
-    assert "did not advance" in found["domains"][0]["reason"]
-    assert found["measured"] == ["gpu0.instant", "gpu0.average", "gpu1.average"]
+def test_a_counters_update_period_is_the_one_seen_here_and_a_sensors_the_documented(library: Path) -> None:
+    """The last board's counter is renewed as often as it is polled, so nothing was seen of its period."""
+    periods_s = (0.02, 0.1, 0.25, 0.005)
+    found = look(library, [Board(low=150, publish=p, window=p) for p in periods_s])
+    rows = {d["domain"]: d for d in found["domains"]}
+    for index, period_s in enumerate(periods_s[:3]):
+        assert rows[f"gpu{index}"]["update_from"] == "measured"
+        assert rows[f"gpu{index}"]["update_s"] == pytest.approx(period_s, abs=0.005)
+    for name in ("gpu0.instant", "gpu3"):
+        assert (rows[name]["update_from"], rows[name]["update_s"]) == ("documented", 0.1)
+    assert rows["ram"]["update_from"] is None
 
 
-def test_a_board_that_falls_off_between_the_readings_says_so_in_its_rows(driver: Path) -> None:
-    found = look(driver, "moving", FAKE_LOST_AT="0.2")
+def test_a_boards_stuck_counter_is_unavailable_and_its_sensors_are_not(library: Path) -> None:
+    found = look(library, [Board(low=150, still=0.0)])
+    assert "did not advance in 1.5 s" in found["domains"][0]["reason"]
+    assert found["measured"] == ["gpu0.instant", "gpu0.average"]
+
+
+def test_a_board_that_falls_off_while_it_is_read_says_so_in_its_rows(library: Path) -> None:
+    found = look(library, [Board(low=150, lost=0.5), Board(low=70)])
     rows = {d["domain"]: d["reason"] for d in found["domains"]}
     assert "fallen off the bus" in rows["gpu0"] and "fallen off the bus" in rows["gpu0.instant"]
-    assert found["measured"] == ["gpu0.average", "gpu1.average"]
+    assert found["measured"] == ["gpu1", "gpu1.instant", "gpu1.average"]
     assert not any("fallen off" in w for w in found["warnings"])
 
 
+def test_grace_hoppers_counter_is_the_modules_and_the_gpus_row_says_so(library: Path) -> None:
+    found = look(library, [Board(low=150, name="NVIDIA GH200", counter=fake_nvml.MODULE_COUNTER, c2c=1)])
+    rows = {d["domain"]: d for d in found["domains"]}
+    assert "gpu0.module_energy" in found["measured"] and "gpu0" not in found["measured"]
+    assert "whole module" in rows["gpu0"]["reason"]
+    assert "module" in rows["gpu0.module_energy"]["note"]
+
+
+def test_who_computes_on_a_board_is_told_or_why_it_is_not(library: Path) -> None:
+    busy = Board(low=150, processes=((os.getpid(), 3 << 30),))
+    found = look(library, [busy, Board(low=70), Board(low=70, processes_ret=fake_nvml.NO_PERMISSION)])
+    assert [p["pid"] for p in found["processes"]["gpu0"]] == [os.getpid()]
+    assert found["processes"]["gpu1"] == [] and found["processes"]["gpu2"] is None
+    assert any("gpu2" in w and "who computes on it is not known" in w for w in found["warnings"])
+    text = printed(found)
+    assert f"({os.getpid()}, 3.0 GiB)" in text
+    assert "compute processes: none" in text and "compute processes: not told" in text
+
+
 @pytest.mark.parametrize(
-    ("code", "words"), [("9", "load the NVIDIA driver"), ("4", "run as a user who may read /dev/nvidia*")]
+    ("code", "words"), [(9, "load the NVIDIA driver"), (4, "run as a user who may read /dev/nvidia*")]
 )
-def test_a_driver_that_refuses_is_one_row_that_says_what_to_do(driver: Path, code: str, words: str) -> None:
-    found = look(driver, "moving", FAKE_INIT=code)
+def test_a_driver_that_refuses_is_one_row_that_says_what_to_do(library: Path, code: int, words: str) -> None:
+    found = look(library, [Board()], fake_nvml.Host(init=code))
     assert [d["domain"] for d in found["domains"]] == ["gpu", "cpu", "ram"]
     assert words in found["domains"][0]["reason"]
     assert found["measured"] == [] and not found["ok"]
 
 
-async def at(
-    routes: dict[str, Any], key: str | None = None, api_key: str | None = None, *, user: str = ""
-) -> dict[str, Any]:
-    """`server_at` of a server with these GET routes that demands ``key``."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        if key is not None and request.headers.get("authorization") != f"Bearer {key}":
-            return web.Response(status=401, text="no")
-        reply = routes.get(request.path)
-        if reply == "hang":
-            await asyncio.sleep(60)
-        return web.Response(status=404) if reply is None else web.json_response(reply)
-
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.01)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        return await doctor.server_at(f"http://{user}127.0.0.1:{runner.addresses[0][1]}", api_key)
-    finally:
-        await runner.cleanup()
-
-
-def models(owner: str, **more: int) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": "m-1", "object": "model", "owned_by": owner, **more}]}
-
-
-@pytest.mark.parametrize(
-    ("routes", "kind", "protocol", "model", "limits"),
-    [
-        (
-            {"/info": TGI_INFO},
-            "tgi",
-            "tgi",
-            "m/chat",
-            {"max_concurrent_requests": 128, "max_total_tokens": 4096},
-        ),
-        (
-            {"/v1/models": models("vllm", max_model_len=2048)},
-            "vllm",
-            "openai-chat",
-            "m-1",
-            {"max_model_len": 2048},
-        ),
-        ({"/v1/models": models("sglang")}, "sglang", "openai-chat", "m-1", {}),
-        ({"/v1/models": models("llamacpp")}, "llama.cpp", "openai-chat", "m-1", {}),
-    ],
-)
-def test_a_server_is_named_with_its_model_and_limits(
-    routes: dict[str, Any], kind: str, protocol: str, model: str, limits: dict[str, int]
+@pytest.mark.usefixtures("no_driver")
+def test_without_nvidia_boards_what_zeus_finds_is_examined(
+    monkeypatch: pytest.MonkeyPatch, host: Callable[..., Host]
 ) -> None:
-    facts = asyncio.run(at(routes, user="u:secret@"))
-    assert facts["reason"] is None and facts["local"] is True
-    assert (facts["kind"], facts["protocol"], facts["model"], facts["limits"]) == (
-        kind,
-        protocol,
-        model,
-        limits,
-    )
-    assert "secret" not in json.dumps(facts)
-
-
-def test_a_server_that_wants_a_key_says_so_in_one_line_and_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOADGEN_API_KEY", raising=False)
-    refused = asyncio.run(at({"/info": TGI_INFO}, "k1"))
-    assert refused["kind"] is None
-    assert "is an API key needed?" in refused["reason"] and "\n" not in refused["reason"]
-    monkeypatch.setenv("LOADGEN_API_KEY", "k1\n")
-    assert asyncio.run(at({"/info": TGI_INFO}, "k1"))["kind"] == "tgi"
-    assert asyncio.run(at({"/info": TGI_INFO}, "k2", "k2"))["kind"] == "tgi"
-
-
-def test_a_server_that_never_answers_is_given_up_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.05)
-    facts = asyncio.run(at({"/info": "hang", "/v1/models": "hang"}, user="u:secret@"))
-    assert facts["reason"] == f"{facts['url']}: no answer in 0.05 s"
-    assert facts["kind"] is None and "secret" not in facts["url"]
+    made = host(_0_package=80.0)
+    test_zeus.install(monkeypatch, gpus=test_zeus.AMDGPUs([test_zeus.AMDGPU(0, power_w=300.0)]))
+    rows = rows_of(power.power_here(powercap=made.root, pause=made.pause))
+    assert rows["gpu0"].power_w == pytest.approx(300.0, rel=1e-3)
+    assert rows["gpu0.average"].power_w == pytest.approx(300.0)
+    test_zeus.install(monkeypatch)
+    lone = rows_of(power.power_here(powercap=made.root, pause=made.pause))["gpu"]
+    assert lone.reason and "nvml: no library" in lone.reason and "zeus: no device can be read" in lone.reason
 
 
 def made_report(**changes: Any) -> dict[str, Any]:
     uuid = "GPU-3f9c1d2e-0123-4567-89ab-cdef01234567"
     domains = [
-        doctor.Finding(
+        power.Finding(
             "gpu0", "counter", 0.1, None, 71.84, f"NVML total energy; NVIDIA H100 80GB HBM3 {uuid}"
         ),
-        doctor.Finding("cpu0.package", "counter", 1e-3, reason="permission denied: " + "chmod a+r it " * 12),
+        power.Finding("cpu0.package", "counter", 1e-3, reason="permission denied: " + "chmod a+r it " * 12),
     ]
     return {
         "ok": True,
         "measured": ["gpu0"],
-        "domains": [doctor.asdict(d) for d in domains],
+        "domains": [asdict(d) for d in domains],
         "boards": [
             {"domain": "gpu0", "index": 0, "uuid": uuid, "name": "NVIDIA H100 80GB HBM3"}
             | {"driver": "570.01", "power_limit_w": 700.0, "mig": True}
         ],
         "warnings": ["power: gpu0 is shared"],
-        "machine": asyncio.run(doctor.machine()),
+        "processes": {},
+        "machine": asyncio.run(machine()),
         "server": None,
+        "sidecar": None,
     } | changes
 
 
@@ -331,7 +309,10 @@ def test_the_table_fits_80_columns_and_keeps_identifiers_whole() -> None:
 def test_what_a_server_says_of_itself_is_shown_and_cannot_draw_on_the_terminal() -> None:
     server = {"url": "http://far:1", "local": False, "kind": "tgi", "protocol": "tgi", "reason": None}
     text = printed(
-        made_report(server=server | {"model": "m\x1b[31m[red]", "limits": {"max_total_tokens": 4096}})
+        made_report(
+            server=server
+            | {"model": "m\x1b[31m[red]", "limits": {"max_total_tokens": 4096}, "metrics": "tgi"}
+        )
     )
     assert "tgi at http://far:1 (loadgen speaks tgi)" in text
     assert "m?[31m[red]" in text and "\x1b" not in text
@@ -340,7 +321,7 @@ def test_what_a_server_says_of_itself_is_shown_and_cannot_draw_on_the_terminal()
 
 
 def test_the_machines_facts_are_those_of_this_process() -> None:
-    facts = asyncio.run(doctor.machine())
+    facts = asyncio.run(machine())
     assert 0 < facts["clock_step_s"] < 1e-3
     assert facts["kernel_timer"] is (sys.platform == "linux")
     assert 1 <= facts["cores_usable"] <= facts["cores"]
@@ -348,51 +329,8 @@ def test_the_machines_facts_are_those_of_this_process() -> None:
 
 def test_a_hypervisor_is_seen_in_the_cpus_flags(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    assert doctor._in_virtual_machine(cpuinfo) is None
+    assert _in_virtual_machine(cpuinfo) is None
     cpuinfo.write_text("processor : 0\nmodel name : hypervisor\nflags\t\t: fpu vme\n")
-    assert doctor._in_virtual_machine(cpuinfo) is False
+    assert _in_virtual_machine(cpuinfo) is False
     cpuinfo.write_text("processor : 0\nflags\t\t: fpu hypervisor vme\n")
-    assert doctor._in_virtual_machine(cpuinfo) is True
-
-
-@pytest.mark.parametrize(
-    ("measured", "server", "status"),
-    [
-        (["gpu0"], None, 0),
-        ([], None, 1),
-        ([], {"/info": TGI_INFO}, 0),
-        (["gpu0"], {}, 1),
-    ],
-)
-def test_exit_status_is_the_answer_to_what_was_asked(
-    measured: list[str],
-    server: dict[str, Any] | None,
-    status: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    findings = tuple(doctor.Finding(name, "counter") for name in measured)
-    estimate = doctor.Finding("ram", "estimated", power_w=10.0)
-    power = doctor.Power((*findings, estimate), (), ())
-    monkeypatch.setattr(doctor, "power_here", lambda **_: power)
-
-    words = ["doctor", "--json"]
-    if server is not None:
-        real = doctor.server_at
-
-        async def behind(url: str, api_key: str | None) -> dict[str, Any]:
-            monkeypatch.setattr(doctor, "server_at", real)
-            return await at(server, api_key=api_key)
-
-        monkeypatch.setattr(doctor, "server_at", behind)
-        words += ["--url", "http://127.0.0.1:9"]
-    assert cli.main(words) == status
-    found = json.loads(capsys.readouterr().out)
-    assert found["ok"] is (status == 0)
-    assert found["measured"] == measured
-    assert (found["server"] is None) is (server is None)
-
-
-def test_an_impossible_address_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--url", "gpu-host"]) == 2
-    assert "url: expected http://HOST" in capsys.readouterr().err
+    assert _in_virtual_machine(cpuinfo) is True

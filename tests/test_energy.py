@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from made_runs import AVERAGE, COUNTER, INSTANT, constant, lattice, power, run_of
 
-from analysis import energy
+from analysis import energy, lint_boards
 from analysis.energy import PartEnergy
-from analysis.load import Run
-from loadgen.types import Domain, Floats, Reading
+from analysis.load import Run, build_run
+from analysis.summary import summarize
+from loadgen.types import BoardState, Domain, Floats, Reading
 
 
 def _gpu(run: Run, *edges_s: float) -> PartEnergy:
@@ -152,3 +153,162 @@ def test_average_power_alone_is_measured_and_named_so() -> None:
     gpu = _gpu(run_of([], readings, domains=[AVERAGE], end_s=100.0))
     assert gpu.total_j == pytest.approx(25_000.0)
     assert (gpu.label, gpu.methods) == ("measured", ("average",))
+
+
+def _counter(name: str, watts: float, *, every_s: float = 0.1, seconds: float = 104.0) -> list[Reading]:
+    """Readings every 0.1 s of a counter that publishes every ``every_s``."""
+    t_s = -2.0 + 0.1 * np.arange(round(seconds / 0.1) + 1)
+    shown_s = np.floor(t_s / every_s + 1e-9) * every_s + 2.0
+    return [
+        Reading(float(t), name, energy_j=watts * max(0.0, float(s)))
+        for t, s in zip(t_s, shown_s, strict=True)
+    ]
+
+
+def test_boards_of_several_hosts_are_boards_of_their_own_and_summed() -> None:
+    names = ["node0/gpu0", "node1/gpu0", "node1.rack-2/gpu1"]
+    readings = [r for k, name in enumerate(names) for r in _counter(name, 100.0 * (k + 1))]
+    readings += _counter("node1/cpu0.package", 50.0) + _counter("node0/ram", 20.0)
+    domains = [Domain(name, "counter") for name in [*names, "node1/cpu0.package", "node0/ram"]]
+    run = run_of([], readings, domains=domains, end_s=100.0)
+    parts = energy.measure(run, np.array([0.0, 100.0]))
+    assert [b.domain for b in parts["gpu"].boards] == names
+    assert [parts[p].total_j for p in ("gpu", "cpu", "ram")] == pytest.approx([60_000.0, 5000.0, 2000.0])
+
+
+def test_memory_module_and_dram_are_in_no_sum_but_shown() -> None:
+    names = ["gpu0", "gpu0.memory", "gpu0.module", "gpu0.module_energy", "cpu0.package", "cpu0.dram"]
+    readings = [r for k, name in enumerate(names) for r in _counter(name, 10.0 * (k + 1))]
+    run = run_of([], readings, domains=[Domain(n, "counter") for n in names], end_s=100.0)
+    parts = energy.measure(run, np.array([0.0, 100.0]))
+    assert parts["gpu"].total_j == pytest.approx(1000.0)
+    assert parts["cpu"].total_j == pytest.approx(5000.0)
+    expected = {
+        "gpu0.memory": 2000.0,
+        "gpu0.module": 3000.0,
+        "gpu0.module_energy": 4000.0,
+        "cpu0.dram": 6000.0,
+    }
+    assert summarize(run)["energy"]["apart"] == pytest.approx(expected)
+
+
+def test_each_part_says_why_it_was_not_read() -> None:
+    reasons = {"gpu": "no NVML", "cpu": "permission denied on energy_uj", "ram": None}
+    power = {"interval_s": None, "domains": [], "reason": "generic", "reasons": reasons}
+    parts = energy.measure(run_of(lattice(3, 1.0), power=power), np.array([0.0, 2.0]))
+    assert parts["gpu"].reason == "no NVML"
+    assert parts["cpu"].reason == "permission denied on energy_uj"
+    assert parts["ram"].reason == "no ram power source was read"
+
+
+def test_static_is_idle_power_times_the_window_and_active_the_rest() -> None:
+    def joules(t: Floats) -> Floats:
+        return 120.0 * t + 280.0 * np.clip(t, 0.0, 100.0)
+
+    def watts(t: Floats) -> Floats:
+        return np.where((t >= 0) & (t < 100.0), 400.0, 120.0)
+
+    run = run_of(lattice(200, 0.5), power(watts, joules, 100.0, baseline_s=4.0), end_s=100.0)
+    gpu = _gpu(run)
+    assert (gpu.static_j, gpu.active_j) == pytest.approx((12_000.0, 28_000.0))
+    assert gpu.total_j == pytest.approx(40_000.0)
+    rows = summarize(run)["energy"]["gpu"]
+    assert rows["static_j"]["value"] + rows["active_j"]["value"] == pytest.approx(rows["total_j"]["value"])
+    unread = _gpu(run_of([], [r for r in constant(90.0, 100.0) if -0.1 < r.t_s < 100.1], end_s=100.0))
+    assert unread.total_j == pytest.approx(9000.0) and unread.active_j is None and unread.static_j is None
+
+
+def test_a_window_states_how_far_off_its_energy_can_be_or_why_that_is_not_known() -> None:
+    run = run_of([], constant(200.0, 100.0), end_s=100.0)
+    gpu = _gpu(run)
+    assert gpu.within_j is not None and gpu.within_j[0] < 20_000.0 < gpu.within_j[1]
+    assert gpu.bound_j is not None and gpu.bound_j < 200.0 * 0.5
+    power_only = [r for r in constant(200.0, 100.0) if r.power_w is not None]
+
+    def of(**sensor: float) -> PartEnergy:
+        domains = [Domain("gpu0.instant", "instant", **sensor)]
+        return _gpu(run_of([], power_only, domains=domains, end_s=100.0))
+
+    assert of(averaging_s=0.1, update_s=0.1).bound_j == pytest.approx(0.0, abs=1e-6)
+    assert "25 ms of every 100 ms" in str(of(averaging_s=0.025, update_s=0.1).bound_reason)
+    assert "is not known" in str(of().bound_reason)
+    clock = {"start": {"at_s": 0.0}, "end": None, "drift_ppm": None, "bound_s": None}
+    sidecars = [{"name": "node0", "domains": ["gpu0"], "clock": clock, "metrics": False}]
+    remote = run_of([], constant(200.0, 100.0), end_s=100.0, sidecars=sidecars)
+    assert "clock of the sidecar node0" in str(_gpu(remote).bound_reason)
+    sidecars[0]["clock"] = {**clock, "bound_s": 0.5}
+    wider = _gpu(run_of([], constant(200.0, 100.0), end_s=100.0, sidecars=sidecars))
+    assert wider.bound_j is not None and wider.bound_j > gpu.bound_j + 2 * 200.0 * 0.5 - 40.0
+
+
+def test_a_gauge_that_is_slower_than_the_blocks_gives_the_whole_but_no_intervals() -> None:
+    """A Prometheus or DCGM gauge of 30 s says nothing about a block of 10 s."""
+    for documented in (30.0, None):  # the period is also seen
+        domain = Domain("gpu0", "counter", None, "", documented)
+        readings = _counter("gpu0", 200.0, every_s=30.0, seconds=664.0)
+        run = run_of(lattice(1000, 0.6), readings, domains=[domain], end_s=600.0)
+        split = energy.measure(run, np.linspace(0.0, 600.0, 61))["gpu"]
+        assert split.total_j == pytest.approx(120_000.0, rel=0.01)
+        assert split.block_j is None
+        assert "every 30 s" in str(split.block_reason) and "a block is 10 s" in str(split.block_reason)
+        assert split.boards[0].update_s == pytest.approx(30.0)
+        assert ("passes it on" in str(split.bound_reason)) is (documented is not None)
+        rows = summarize(run)["energy"]["gpu"]
+        assert rows["energy_per_request"]["value"] == pytest.approx(120.0, rel=0.01)
+        assert rows["energy_per_request"]["low"] is None
+        assert "every 30 s" in rows["energy_per_request"]["method"]
+
+
+def test_a_window_of_fewer_than_ten_updates_is_refused_with_both_lengths() -> None:
+    domain = Domain("gpu0", "counter", None, "", 30.0)
+    run = run_of([], _counter("gpu0", 200.0, every_s=30.0), domains=[domain], end_s=100.0)
+    gpu = _gpu(run)
+    assert gpu.total_j is None
+    assert "every 30 s" in str(gpu.reason) and "at least 300 s" in str(gpu.reason)
+
+
+def test_coverage_is_that_of_the_worst_board() -> None:
+    readings = _counter("gpu0", 200.0) + [r for r in _counter("gpu1", 200.0) if not 40 < r.t_s < 60]
+    run = run_of([], readings, domains=[COUNTER, replace(COUNTER, name="gpu1")], end_s=100.0)
+    assert _gpu(run).coverage == pytest.approx(1 - (20.0 - 0.6) / 100, abs=0.003)
+
+
+def test_instant_and_average_that_disagree_are_told_without_a_counter() -> None:
+    readings = [Reading(0.1 * k - 2, "gpu0.instant", power_w=300.0) for k in range(1041)]
+    readings += [Reading(0.1 * k - 2, "gpu0.average", power_w=330.0) for k in range(1041)]
+    run = run_of([], readings, domains=[INSTANT, AVERAGE], end_s=100.0)
+    said = list(lint_boards.warnings(run, energy.measure(run, np.array([0.0, 100.0]))))
+    assert len([w for w in said if "gpu0.average is +10 % off the integral of gpu0.instant" in w]) == 1
+
+
+def _states(**changes: object) -> list[str]:
+    """What is said of states once a second, ``changes`` giving values from 60 s on."""
+    calm = BoardState(0.0, "gpu0", 60.0, 1980.0, 2619.0, 700.0, 0, 0, 0)
+    states = [
+        replace(calm, t_s=float(t), **(changes if t >= 60 else {}))  # type: ignore[arg-type]
+        for t in range(-2, 103)
+    ]
+    run = run_of(lattice(10, 1.0), constant(300.0, 100.0), end_s=100.0)
+    run = build_run(run.path, run.manifest, [], constant(300.0, 100.0), states=states)
+    return list(lint_boards.warnings(run, {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"event_reasons": 0x40}, "hardware thermal slowdown in 40.6 % of 101 looks"),
+        ({"event_reasons": 0x80 | 0x4}, "power brake in 40.6 %"),
+        ({"event_reasons": 0x4}, None),  # at its power limit: how a loaded board runs
+        ({"sm_clock_mhz": 1400.0}, "from 1400 to 1980 MHz"),
+        ({"sm_clock_mhz": 345.0, "event_reasons": 0x1}, None),  # idle boards clock down
+        ({"temperature_c": 75.0}, "+12 C"),
+        ({"temperature_c": 65.0}, None),
+        ({"ecc_errors": 3}, "3 uncorrected memory errors"),
+        ({"temperature_c": None, "event_reasons": None, "ecc_errors": None}, None),
+    ],
+)
+def test_what_board_states_say(changes: dict[str, object], words: str | None) -> None:
+    said = _states(**changes)
+    assert len(said) == (words is not None), said
+    assert words is None or words in said[0]

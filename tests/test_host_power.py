@@ -22,6 +22,7 @@ from loadgen.errors import PowerError
 from loadgen.experiment import Order, execute
 from loadgen.launch import Launch
 from loadgen.plan import build
+from loadgen.power import local
 from loadgen.power.host import CpuEstimate, RamEstimate, installed_gb
 from loadgen.power.rapl import RaplSource
 from loadgen.progress import RunView
@@ -138,10 +139,10 @@ class Host:
         proc.mkdir()
         (proc / "meminfo").write_text("MemTotal: 263700000 kB\n")
         ticks(proc, user=0, idle=0)
-        patch.setattr(target, "NvmlSource", SimpleNamespace(open=self._no_board))
-        patch.setattr(target, "RaplSource", SimpleNamespace(open=self._rapl))
-        patch.setattr(target, "installed_gb", lambda: installed_gb(proc))
-        patch.setattr(target, "CpuEstimate", lambda tdp_w: CpuEstimate(tdp_w, proc))
+        patch.setattr(local, "NvmlSource", SimpleNamespace(open=self._no_board))
+        patch.setattr(local, "RaplSource", SimpleNamespace(open=self._rapl))
+        patch.setattr(local, "installed_gb", lambda: installed_gb(proc))
+        patch.setattr(local, "CpuEstimate", lambda tdp_w, **how: CpuEstimate(tdp_w, proc, **how))
         self.patch, self.packages = patch, packages
         self.wrapped_s: list[float] = []
 
@@ -149,8 +150,8 @@ class Host:
     def _no_board(gpus: object) -> PowerSource:
         raise PowerError(NO_BOARD)
 
-    def _rapl(self) -> RaplSource:
-        return RaplSource.open(self.tree.root, sleep=self.tree.settle)
+    def _rapl(self, root: Path, **how: Any) -> RaplSource:
+        return RaplSource.open(self.tree.root, sleep=self.tree.settle, **how)
 
     def run(self, parent: Path, url: str = "http://127.0.0.1:8080", **power: Any) -> Path:
         return clock.run_virtual(self._run(parent, url, power))
@@ -279,7 +280,7 @@ def test_boards_packages_and_memory_are_read_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, board = Host(tmp_path, monkeypatch), Board()
-    monkeypatch.setattr(target, "NvmlSource", SimpleNamespace(open=lambda gpus: board))
+    monkeypatch.setattr(local, "NvmlSource", SimpleNamespace(open=lambda gpus: board))
     path = host.run(tmp_path)
     manifest = rundir.read_manifest(path)
     assert (manifest["power"]["label"], manifest["power"]["reason"]) == ("measured", None)

@@ -1,17 +1,9 @@
-"""Power sources and the sampling loop: a fake board in virtual time, real nvidia-ml-py on a fake driver."""
+"""Power sources and the sampling loop: a fake board in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +14,6 @@ from loadgen.power.ram import dimm_count, ram_power_w
 from loadgen.power.sampler import Sampled, sample
 from loadgen.power.simulated import SimulatedSource
 from loadgen.types import Domain, Reading
-
-REPO = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -219,172 +209,3 @@ def test_many_dimms_get_the_lower_tiers_and_arm_is_lower() -> None:
     # 4 TB in 128 GB modules: 32 DIMMs = 4 + 4 x 0.9 + 8 x 0.8 + 16 x 0.7 = 25.2 full ones
     assert ram_power_w(4096) == pytest.approx(25.2 * 5)
     assert ram_power_w(4096, arm=True) == pytest.approx(25.2 * 1.5)
-
-
-# A driver of two boards. Board 0: a 300/100 W square wave of period 2 s and its integral;
-# board 1: constant 70 W, no energy counter, no field values. The time is set by the test.
-FAKE_DRIVER = r"""
-#include <stdlib.h>
-#include <string.h>
-#include <stdio.h>
-typedef struct { unsigned id, scope; long long stamp, latency; int type, ret;
-                 union { double d; unsigned ui; unsigned long long ull; } v; } Field;
-static double now_s;
-static int boards[2] = {0, 1};
-void fake_set_time(double t) { now_s = t; }
-static int option(const char *name, int other) { const char *v = getenv(name); return v ? atoi(v) : other; }
-static double published(void) { return (long long)(now_s * 10 + 1e-9) / 10.0; }
-static int lost(void) { const char *v = getenv("FAKE_LOST_AT"); return v && now_s >= atof(v); }
-static double watts(double t) { return t - 2.0 * (long long)(t / 2.0) < 1.0 - 1e-9 ? 300 : 100; }
-static double joules(double t) {
-    long long whole = (long long)(t / 2.0); double p = t - 2.0 * whole;
-    return 400.0 * whole + (p <= 1.0 ? 300.0 * p : 300.0 + 100.0 * (p - 1.0));
-}
-int nvmlInitWithFlags(unsigned f) { return option("FAKE_INIT", 0); }
-int nvmlShutdown(void) { return 0; }
-const char *nvmlErrorString(int r) { static char s[32]; sprintf(s, "error %d", r); return s; }
-int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, "570.01", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = option("FAKE_BOARDS", 2); return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = &boards[i]; return 0; }
-int nvmlDeviceGetUUID(int *h, char *s, unsigned n) { snprintf(s, n, "GPU-%d0000000-aaaa", *h + 1); return 0; }
-int nvmlDeviceGetName(int *h, char *s, unsigned n) { snprintf(s, n, "Fake H%d00", *h + 1); return 0; }
-int nvmlDeviceGetEnforcedPowerLimit(int *h, unsigned *mw) { *mw = 700000; return 0; }
-int nvmlDeviceGetMigMode(int *h, unsigned *a, unsigned *b) { if (*h == 0) return 3; *a = *b = 1; return 0; }
-int nvmlDeviceGetTotalEnergyConsumption(int *h, unsigned long long *mj) {
-    if (*h) return 3;
-    if (lost()) return 15;
-    double t = published(), reset = option("FAKE_RESET_AT", 0);
-    *mj = (joules(t) - (reset && t >= reset ? joules(reset) : 0)) * 1000 + 0.5;
-    return 0;
-}
-int nvmlDeviceGetPowerUsage(int *h, unsigned *mw) { *mw = *h ? 70000 : 200000; return 0; }
-int nvmlDeviceGetFieldValues(int *h, int n, Field *f) {
-    for (int i = 0; i < n; i++) {
-        f[i].stamp = (long long)(now_s * 1e6); f[i].type = 1;
-        f[i].ret = *h || f[i].scope != 0 || f[i].id != 186 ? 3 : lost() ? 15 : 0;
-        f[i].v.ui = (unsigned)(watts(published()) * 1000);
-    }
-    return 0;
-}
-"""
-
-DRIVE = r"""
-import ctypes, dataclasses, json, sys
-from loadgen.errors import PowerError
-from loadgen.power.nvml import NvmlSource
-options = json.loads(sys.argv[1])
-lib = ctypes.CDLL("libnvidia-ml.so.1")
-lib.fake_set_time.argtypes = [ctypes.c_double]
-try:
-    source = NvmlSource.open(options.get("gpus"))
-except PowerError as exc:
-    print(json.dumps({"error": str(exc)}))
-    sys.exit()
-rows, errors = [], []
-for k in range(options.get("ticks", 0)):
-    lib.fake_set_time(k / 10)
-    try:
-        rows += [[k / 10, r.domain, r.power_w, r.energy_j] for r in source.read()]
-    except PowerError as exc:
-        errors.append(str(exc))
-source.close(); source.close()
-print(json.dumps({"domains": [dataclasses.asdict(d) for d in source.domains()], "boards": source.boards,
-                  "warnings": source.warnings, "rows": rows, "errors": errors}))
-"""
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs gcc to build the fake NVML library")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = folder / "fake.c"
-    source.write_text(FAKE_DRIVER)
-    build = [compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
-    subprocess.run(build, check=True)
-    yield folder
-
-
-def _drive(driver: Path, options: dict[str, Any], **environment: str) -> dict[str, Any]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FAKE_", "CUDA_"))}
-    env = {**kept, "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(REPO), **environment}
-    command = [sys.executable, "-c", DRIVE, json.dumps(options)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def test_nvml_lists_boards_by_uuid_and_only_the_sensors_they_have(driver: Path) -> None:
-    got = _drive(driver, {"ticks": 1})
-    assert [(d["name"], d["method"]) for d in got["domains"]] == [
-        ("gpu0", "counter"),
-        ("gpu0.instant", "instant"),
-        ("gpu0.average", "average"),
-        ("gpu1.average", "average"),
-    ]
-    first, second = got["boards"]
-    assert first["uuid"] == "GPU-10000000-aaaa"
-    assert (first["name"], first["driver"], first["power_limit_w"]) == ("Fake H100", "570.01", 700.0)
-    assert second["mig"] is True
-    assert any("MIG" in w and "GPU-20000000" in w for w in got["warnings"])
-    assert any("no energy counter" in w for w in got["warnings"])
-
-
-def test_nvml_counter_and_power_agree_with_the_signals_integral(driver: Path) -> None:
-    got = _drive(driver, {"ticks": 101})
-    energy = [(t, e) for t, domain, _, e in got["rows"] if domain == "gpu0"]
-    instant = [w for _, domain, w, _ in got["rows"] if domain == "gpu0.instant"]
-    assert energy[-1][1] - energy[0][1] == pytest.approx(5 * 400.0)  # five periods of 300 J + 100 J
-    assert sum(instant[:-1]) * 0.1 == pytest.approx(2000.0)
-    assert {w for _, domain, w, _ in got["rows"] if domain == "gpu1.average"} == {70.0}
-
-
-@pytest.mark.parametrize("gpus", [["GPU-2"], [1], ["1"], ["GPU-20000000-aaaa", 1]])
-def test_nvml_selection_by_uuid_prefix_or_index(driver: Path, gpus: list[str | int]) -> None:
-    got = _drive(driver, {"gpus": gpus, "ticks": 1})
-    assert [b["domain"] for b in got["boards"]] == ["gpu1"]
-    assert {row[1] for row in got["rows"]} == {"gpu1.average"}
-
-
-@pytest.mark.parametrize(
-    ("options", "environment", "words"),
-    [
-        ({}, {"FAKE_INIT": "9"}, "load the NVIDIA driver"),
-        ({}, {"FAKE_INIT": "4"}, "run as a user who may read /dev/nvidia*"),
-        ({}, {"FAKE_BOARDS": "0"}, "shows no board"),
-        ({"gpus": ["GPU-9"]}, {}, "no board for 'GPU-9'; there are 0: GPU-10000000-aaaa"),
-        ({"gpus": ["GPU-"]}, {}, "2 boards for 'GPU-'"),
-    ],
-)
-def test_nvml_says_what_to_do(
-    driver: Path, options: dict[str, Any], environment: dict[str, str], words: str
-) -> None:
-    assert words in _drive(driver, options, **environment)["error"]
-
-
-def test_nvml_board_lost_midway_leaves_a_gap_and_one_warning(driver: Path) -> None:
-    got = _drive(driver, {"gpus": [0], "ticks": 20}, FAKE_LOST_AT="1.0")
-    assert max(t for t, domain, _, _ in got["rows"] if domain == "gpu0") == 0.9
-    assert sum("gpu0:" in w for w in got["warnings"]) == 1
-    assert any("fallen off the bus" in w for w in got["warnings"])
-
-
-def test_nvml_reset_shows_as_a_smaller_counter_not_as_a_clamped_one(driver: Path) -> None:
-    got = _drive(driver, {"gpus": [0], "ticks": 40}, FAKE_RESET_AT="2")
-    counts = [e for _, domain, _, e in got["rows"] if domain == "gpu0"]
-    assert min(b - a for a, b in pairwise(counts)) < -300
-
-
-def test_without_a_driver_the_error_says_so(tmp_path: Path) -> None:
-    if shutil.which("nvidia-smi") is not None:
-        pytest.skip("this machine has an NVIDIA driver")
-    env = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
-    code = (
-        "from loadgen.power.nvml import NvmlSource\nfrom loadgen.errors import PowerError\n"
-        "try: NvmlSource.open()\nexcept PowerError as exc: print(exc)"
-    )
-    env["PYTHONPATH"] = str(REPO)
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert "install the NVIDIA driver" in done.stdout

@@ -37,7 +37,7 @@ def _read(powers_w: list[float], **gains: float) -> tuple[list[Reading], Simulat
         stop = asyncio.Event()
         rows: list[Reading] = []
         asyncio.get_running_loop().call_later(25.9, stop.set)
-        await sample(source, 0.1, rows.append, stop)
+        await sample(source, 0.1, rows.extend, stop)
         return rows, source, boards
 
     return clock.run_virtual(main())
@@ -66,11 +66,14 @@ def test_energy_and_idle_are_the_sums_over_the_boards() -> None:
     summary = summarize(run)
     gpu = summary["energy"]["gpu"]
     truth_j = sum(board.energy_j(22.0) - board.energy_j(2.0) for board in boards)
-    assert gpu["total_j"]["value"] == pytest.approx(truth_j, rel=1e-4) == pytest.approx(1260.0 * BUSY_S)
+    assert truth_j == pytest.approx(1260.0 * BUSY_S)
+    # Read as often as it is published, so a value may be 0 to 100 ms old: 50 ms of the step at either edge.
+    assert gpu["total_j"]["value"] == pytest.approx(truth_j, abs=0.051 * 1260.0)
+    assert gpu["low_j"] < truth_j < gpu["high_j"]
     assert gpu["domains"] == ["gpu0", "gpu1", "gpu2", "gpu3"] and gpu["label"] == "simulated"
-    assert gpu["mean_power_w"]["value"] == pytest.approx(1260.0, rel=1e-4)
+    assert gpu["mean_power_w"]["value"] == pytest.approx(1260.0, rel=2e-3)
     assert gpu["idle_power_w"]["value"] == pytest.approx(BOARDS * H100.context_idle_w, rel=1e-3)
-    assert gpu["energy_per_request"]["value"] == pytest.approx(1260.0 * BUSY_S / 195, rel=1e-3)
+    assert gpu["energy_per_request"]["value"] == pytest.approx(1260.0 * BUSY_S / 195, rel=2e-3)
     assert summary["valid"], summary["reasons"]
     # Each board's integral checks its own counter, none the sum.
     found = energy.measure(run, np.array([0.0, BUSY_S]))["gpu"]
@@ -105,7 +108,7 @@ def test_a_sensor_gain_moves_what_is_measured_and_not_what_was_drawn() -> None:
     measured_j = energy.measure(run, np.array([0.0, BUSY_S]))["gpu"].total_j
     truth_j = sum(board.energy_j(22.0) - board.energy_j(2.0) for board in boards)
     assert truth_j == pytest.approx(800.0 * BUSY_S)
-    assert measured_j == pytest.approx(1.05 * truth_j, rel=1e-4)
+    assert measured_j == pytest.approx(1.05 * truth_j, rel=2e-3)
 
 
 def _embedded(**server: Any) -> Run:

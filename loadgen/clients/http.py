@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self, cast
@@ -312,7 +313,9 @@ class HttpTransport:
         try:
             connection = await self._session.connector.connect(self._request, traces=[], timeout=_NO_TIMEOUT)
         except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
-            raise ExchangeError(f"connect: {connect_cause(exc)}") from exc
+            raise ExchangeError(
+                f"connect to {self._url.host}:{self._url.port}: {connect_cause(exc)}"
+            ) from exc
         handler = cast(StampingHandler, connection.protocol)
         transport = handler.transport
         reused, began_s = handler.exchanges > 0, clock.now()
@@ -364,17 +367,21 @@ def endpoint(base_url: str, path: str) -> str:
 
 
 def connect_cause(exc: BaseException) -> str:
-    """Why a connection could not be opened, in one line without credentials."""
+    """Why a connection could not be opened, in one line without credentials or an object's names."""
     os_error = getattr(exc, "os_error", None) or exc
     if isinstance(exc, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        kind = "TLS failed"
+        cause = f"TLS failed ({os_error})"
     elif isinstance(os_error, ConnectionRefusedError):
-        kind = "connection refused"
+        cause = "connection refused"
     elif isinstance(exc, aiohttp.ClientConnectorDNSError):
-        kind = "host name not found"
+        cause = "host name not found"
+    elif isinstance(exc, aiohttp.ClientConnectorError):
+        # Its own text wraps the system's in "Cannot connect to host ... ssl:default [...]".
+        number = getattr(os_error, "errno", None) or 0
+        cause = os.strerror(number) if number > 0 else str(os_error)
     else:
-        kind = type(os_error).__name__
-    return redact_url(" ".join(f"{kind} ({exc})".split()))
+        cause = f"{type(exc).__name__} ({exc})"
+    return redact_url(" ".join(cause.split()))
 
 
 def _head_end(head: bytes) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from loadgen.errors import PowerError
-from loadgen.types import Domain, PowerSource, Reading
+from loadgen.types import BoardState, Domain, PowerSource, Reading
 
 
 class CombinedSource:
@@ -68,6 +68,18 @@ class CombinedSource:
         if len(reasons) == len(self._sources):
             raise PowerError("; ".join(reasons))
         return readings
+
+    def states(self) -> list[BoardState]:
+        """The boards' states, of the sources that know any."""
+        return [state for source in self._sources for state in getattr(source, "states", list)()]
+
+    def processes(self) -> dict[str, list[dict[str, object]]]:
+        """The compute processes on each board, of the sources that know any."""
+        return {
+            board: found
+            for source in self._sources
+            for board, found in getattr(source, "processes", dict)().items()
+        }
 
     def close(self) -> None:
         """Closes every source, also when one of them fails to; safe to call twice if theirs is.

@@ -47,16 +47,24 @@ def installed_gb(root: Path = PROC) -> float:
 
 
 class RamEstimate:
-    """Domain ``ram``: constant power for ``ram_gb``, joules since its making.
+    """Domain ``ram``: constant power for ``ram_gb``, joules since its making or ``resume``.
 
     ``version`` of CodeCarbon's formula: 3 by DIMMs, 2 at 0.375 W/GB. ``arm``:
-    this host's processor is one, whose DIMMs version 3 counts at 1.5 W. Raises
-    PowerError unless ``ram_gb`` > 0.
+    this host's processor is one, whose DIMMs version 3 counts at 1.5 W. ``resume``:
+    the (instant, joules) that an earlier estimate had in this boot, to go on from; the
+    memory drew its power in between. Raises PowerError unless ``ram_gb`` > 0.
     """
 
     blocking = False
 
-    def __init__(self, ram_gb: float, version: RamVersion = 3, *, arm: bool | None = None) -> None:
+    def __init__(
+        self,
+        ram_gb: float,
+        version: RamVersion = 3,
+        *,
+        arm: bool | None = None,
+        resume: tuple[float, float] | None = None,
+    ) -> None:
         if arm is None:
             arm = platform.machine().lower() in ("aarch64", "arm64")
         try:
@@ -65,7 +73,7 @@ class RamEstimate:
             raise PowerError(f"ram: {exc}") from exc
         note = f"constant {self._power_w:g} W, CodeCarbon v{version}'s formula for {ram_gb:g} GB"
         self._domain = Domain("ram", "estimated", None, note)
-        self._made_s = clock.now()
+        self._from_s, self._from_j = resume or (clock.now(), 0.0)
         self.warnings: list[str] = []
 
     def domains(self) -> Sequence[Domain]:
@@ -75,7 +83,7 @@ class RamEstimate:
     def read(self) -> list[Reading]:
         """Power times the time since the making, stamped ``clock.now()``."""
         now_s = clock.now()
-        return [Reading(now_s, "ram", energy_j=self._power_w * (now_s - self._made_s))]
+        return [Reading(now_s, "ram", energy_j=self._from_j + self._power_w * (now_s - self._from_s))]
 
     def close(self) -> None:
         """Nothing is held."""
@@ -85,19 +93,21 @@ class CpuEstimate:
     """Domain ``cpu0.package``: all processors together, ``tdp_w`` times the busy share.
 
     ``tdp_w``: watts of all sockets. ``root`` holds ``stat``. Waiting for disks and
-    time that a hypervisor gave to others count as idle. Raises PowerError when the
-    file does not tell or ``tdp_w`` is not > 0.
+    time that a hypervisor gave to others count as idle. ``resume``: the (instant,
+    joules) of an earlier estimate, to go on from; the time between adds nothing, since
+    its busy share is not known. Raises PowerError when the file does not tell or
+    ``tdp_w`` is not > 0.
     """
 
     blocking = False
 
-    def __init__(self, tdp_w: float, root: Path = PROC) -> None:
+    def __init__(self, tdp_w: float, root: Path = PROC, *, resume: tuple[float, float] | None = None) -> None:
         if not (tdp_w > 0 and math.isfinite(tdp_w)):
             raise PowerError(f"power.cpu_tdp_w: expected > 0, got {tdp_w:g}")
         self._tdp_w, self._path = tdp_w, root / "stat"
         note = f"{tdp_w:g} W (power.cpu_tdp_w) x the busy share of {self._path}"
         self._domain = Domain("cpu0.package", "estimated", None, note)
-        self._energy_j = 0.0
+        self._energy_j = 0.0 if resume is None else resume[1]
         self._busy, self._all = _ticks(self._path)
         self._last_s = clock.now()
         self.warnings: list[str] = []

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,8 @@ POWERCAP = Path("/sys/class/powercap")
 MOST_W = 2000.0
 """No package draws more (assumed: four times the 500 W of the largest socketed parts). A step above
 it is a reset, not a wrap; a gap in which it could pass the whole range may hide a second wrap."""
+UPDATE_S = 1e-3
+"""RAPL publishes about every millisecond (Intel SDM vol. 3B, "RAPL Interfaces")."""
 STALE_S = 0.3
 """A counter that stands still this long is frozen: RAPL publishes about every millisecond."""
 _SETTLE_S, _SETTLE_TRIES = 0.01, 10
@@ -51,7 +53,8 @@ class _Zone:
     last_uj: int
     last_s: float
     changed_s: float
-    total_uj: int = 0
+    total_uj: int
+    """Equals the counter modulo its range, so that a later opening can go on from it."""
 
     @classmethod
     def open(cls, path: Path) -> _Zone:
@@ -59,8 +62,8 @@ class _Zone:
         range_uj = _number(path / "max_energy_range_uj")
         if range_uj <= 0:
             raise PowerError(f"{path}/max_energy_range_uj is {range_uj}: its wraps cannot be corrected")
-        now_s = clock.now()
-        return cls(path, range_uj, _number(path / "energy_uj"), now_s, now_s)
+        now_s, raw_uj = clock.now(), _number(path / "energy_uj")
+        return cls(path, range_uj, raw_uj, now_s, now_s, raw_uj)
 
     def advance(self) -> None:
         """Takes a sample. Raises OSError, PowerError (unreadable now) and _Untrusted (from now on)."""
@@ -89,12 +92,35 @@ class _Counter:
     zones: tuple[_Zone, ...]
     lost: bool = field(default=False)
 
+    @property
+    def total_uj(self) -> int:
+        return sum(zone.total_uj for zone in self.zones)
+
+    def resume(self, t_s: float, energy_j: float) -> None:
+        """Goes on from what an earlier opening read at ``t_s``, through at most one wrap.
+
+        Where a second wrap could hide, and for the dies of a package, of which only the
+        sum is known, the total begins below ``energy_j``: it shows as the reset that it is.
+        """
+        before_uj, first = round(energy_j / _MICRO), self.zones[0]
+        if len(self.zones) == 1:
+            resumed = replace(first, total_uj=before_uj, last_uj=before_uj % first.range_uj, last_s=t_s)
+            try:
+                resumed.advance()
+            except (_Untrusted, OSError, PowerError):
+                pass
+            else:
+                self.zones = (resumed,)
+                return
+        if self.total_uj >= before_uj:
+            first.total_uj -= ((self.total_uj - before_uj) // first.range_uj + 1) * first.range_uj
+
 
 class RaplSource:
     """Domains ``cpu0.package``, ``cpu0.dram``, ``cpu1.package``, ...; make one with `open`.
 
-    Energies are joules since the opening. ``warnings``: what was left out and what
-    failed, one line each.
+    Energies count on from the counter's value at the opening. ``warnings``: what was
+    left out and what failed, one line each.
     """
 
     blocking = False
@@ -104,9 +130,18 @@ class RaplSource:
         self.warnings: list[str] = list(warnings)
 
     @classmethod
-    def open(cls, root: Path = POWERCAP, *, sleep: Callable[[float], object] = time.sleep) -> Self:
+    def open(
+        cls,
+        root: Path = POWERCAP,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        resume: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Self:
         """Finds the packages under ``root`` and sees each counter move, for at most 0.1 s.
 
+        ``resume``: ``{domain: (instant, joules)}`` last read by an earlier opening in
+        this boot. The energies go on from there when at most one wrap can lie between,
+        else they begin lower, as after a reset.
         Raises PowerError with the reason and what to do: no tree, a masked one, no
         package in it, no permission, a counter that stands still. One package that
         cannot be read refuses all, since the sum would be too small without looking
@@ -131,6 +166,9 @@ class RaplSource:
                 raise PowerError(f"rapl: {name}: {why}; measure on the bare host, {_INSTEAD}")
             warnings.append(f"power: {name}: {why}; left out")
             counters.remove(counter)
+        for counter in counters:
+            if resume and counter.domain.name in resume:
+                counter.resume(*resume[counter.domain.name])
         return cls(counters, warnings)
 
     def domains(self) -> Sequence[Domain]:
@@ -158,7 +196,7 @@ class RaplSource:
             except (OSError, PowerError) as exc:
                 self._warn(f"power: {counter.domain.name}: {exc}")
                 continue
-            energy_j = sum(zone.total_uj for zone in counter.zones) * _MICRO
+            energy_j = counter.total_uj * _MICRO
             readings.append(Reading(counter.zones[-1].last_s, counter.domain.name, energy_j=energy_j))
         if not readings:
             raise PowerError(f"rapl: no counter answered ({self.warnings[-1].removeprefix('power: ')})")
@@ -230,7 +268,7 @@ def _open(name: str, paths: Sequence[Path]) -> _Counter:
     except OSError as exc:
         raise PowerError(f"{exc}; {_INSTEAD}") from exc
     wraps = ", ".join(f"{zone.path.name} wraps at {zone.range_uj * _MICRO:.6g} J" for zone in zones)
-    return _Counter(Domain(name, "counter", None, f"RAPL through powercap: {wraps}"), zones)
+    return _Counter(Domain(name, "counter", None, f"RAPL through powercap: {wraps}", UPDATE_S), zones)
 
 
 def _standing_still(counters: Sequence[_Counter], sleep: Callable[[float], object]) -> list[_Counter]:

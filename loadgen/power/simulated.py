@@ -139,12 +139,16 @@ class SimulatedSource:
         """Nothing is held."""
 
 
-def _domains(name: str, sensor: Sensor) -> tuple[Domain, Domain, Domain]:
+def _domains(name: str, sensor: Sensor) -> tuple[Domain, ...]:
     model = "the embedded server's power model, published as NVML does"
     every = f"every {1e3 * sensor.publish_s:g} ms"
     instant_s, average_s = sensor.instant_window_s, sensor.average_window_s
-    return (
-        Domain(name, "simulated", None, f"energy counter {every}; {model}"),
-        Domain(f"{name}.instant", "simulated", instant_s, f"{1e3 * instant_s:g} ms window {every}; {model}"),
-        Domain(f"{name}.average", "simulated", average_s, f"{1e3 * average_s:g} ms average; {model}"),
+    shown = (
+        (name, None, f"energy counter {every}"),
+        (f"{name}.instant", instant_s, f"{1e3 * instant_s:g} ms window {every}"),
+        (f"{name}.average", average_s, f"{1e3 * average_s:g} ms average"),
+    )
+    return tuple(
+        Domain(domain, "simulated", window_s, f"{what}; {model}", sensor.publish_s)
+        for domain, window_s, what in shown
     )

@@ -1,0 +1,130 @@
+"""The rules for power from sidecars: a known clock, all samples, the server's boards and no others'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from analysis.load import Run
+
+CLOCK_BOUND_S = 10e-3
+"""A power step of 400 W is then placed within 4 J, about a fifth of a request."""
+SKIPPED_SHARE = 0.01
+
+
+def reasons(run: Run) -> Iterator[str]:
+    """Why energy read by sidecars cannot be trusted. Nothing for a run without any."""
+    sidecars = _sidecars(run)
+    for row in sidecars:
+        yield from _clock(row)
+        yield from _samples(row)
+    if sidecars:
+        yield from _wrong_boards(sidecars)
+        yield from _shared(run, sidecars)
+
+
+def warnings(run: Run) -> Iterator[str]:
+    """What to keep in mind of it."""
+    sidecars = _sidecars(run)
+    for row in sidecars:
+        yield from _skipped(row)
+    if sidecars:
+        yield from _unknown(sidecars)
+        yield from _idle_boards(run, sidecars)
+
+
+def _sidecars(run: Run) -> Sequence[Mapping[str, Any]]:
+    return run.manifest.get("sidecars") or ()
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"sidecar {row.get('name') or row.get('url')}"
+
+
+def _clock(row: Mapping[str, Any]) -> Iterator[str]:
+    bound_s = row["clock"]["bound_s"]
+    if bound_s is None:
+        why = f": {row['reason']}" if row.get("reason") else ""
+        yield f"{_name(row)}: its clock was not asked at the end, so its drift is not known{why}"
+    elif bound_s > CLOCK_BOUND_S:
+        yield (
+            f"{_name(row)}: its clock is known within {1e3 * bound_s:.3g} ms only, "
+            f"expected {1e3 * CLOCK_BOUND_S:g} ms: send the load from nearer, or over a faster link"
+        )
+
+
+def _samples(row: Mapping[str, Any]) -> Iterator[str]:
+    samples = row["samples"]
+    if samples["missing"]:
+        why = f": {row['reason']}" if row.get("reason") else ""
+        yield (
+            f"{_name(row)}: {samples['missing']} of {samples['expected']} power samples are missing "
+            f"(one every {row['interval_s']:g} s){why}"
+        )
+
+
+def _skipped(row: Mapping[str, Any]) -> Iterator[str]:
+    samples = row["samples"]
+    skipped = samples["expected"] - samples["received"] - samples["missing"]
+    if skipped > SKIPPED_SHARE * samples["expected"]:
+        yield (
+            f"{_name(row)}: its sampler skipped {skipped} of {samples['expected']} ticks of "
+            f"{row['interval_s']:g} s: its host or a driver was too slow"
+        )
+
+
+def _looks(sidecars: Sequence[Mapping[str, Any]], when: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """(sidecar, what it saw of the server) at the run's start or end, of those that were asked."""
+    return [(_name(row), row["server"][when]) for row in sidecars if row["server"][when] is not None]
+
+
+def _on(sidecars: Sequence[Mapping[str, Any]], when: str) -> set[str]:
+    """The boards on which the server was seen."""
+    return {board for _, look in _looks(sidecars, when) for board in look["boards"] or ()}
+
+
+def _wrong_boards(sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for when in ("start", "end"):
+        looks = [look for _, look in _looks(sidecars, when)]
+        if looks and all(look["boards"] == [] for look in looks):
+            pids = ", ".join(str(pid) for look in looks for pid in look["pids"][:5])
+            yield (
+                f"the server's processes ({pids}) were on no measured board at the run's {when}: "
+                "another board's energy was read; check the sidecar's --gpu"
+            )
+
+
+def _unknown(sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for when in ("start", "end"):
+        if _on(sidecars, when):
+            continue
+        for name, look in _looks(sidecars, when):
+            if look["boards"] is None:
+                yield f"{name}: not known whether it measured the server at the {when}: {look['reason']}"
+
+
+def _idle_boards(run: Run, sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    used = _on(sidecars, "start") | _on(sidecars, "end")
+    measured = [str(row.get("domain")) for row in run.manifest.get("gpus") or ()]
+    idle = [board for board in measured if board not in used]
+    if used and idle:
+        yield (
+            f"{', '.join(idle)}: measured and counted, but the server has no process there "
+            "(an idle board of the allocation costs energy too; else name the boards with --gpu)"
+        )
+
+
+def _shared(run: Run, sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for row in run.manifest.get("gpus") or ():
+        if row.get("mig"):
+            yield (
+                f"{row.get('domain')} is partitioned (MIG): its power is that of all its tenants; "
+                "energy per request needs a board of its own"
+            )
+    foreign: dict[str, list[str]] = {}
+    for row in sidecars:
+        for process in row["server"]["others"]:
+            foreign.setdefault(process["board"], []).append(f"{process['name']} ({process['pid']})")
+    for board, found in foreign.items():
+        shown = ", ".join([*found[:3], *(["..."] if len(found) > 3 else [])])
+        yield f"{board} was shared: {shown} computed there too, and its energy is that of both"
