@@ -11,6 +11,7 @@ What cannot be known is None with a reason, never 0 J.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ Label = Literal["measured", "estimated", "simulated"]
 PARTS: tuple[Part, ...] = ("gpu", "cpu", "ram")
 
 COVERED_PERIODS = 3.0
-"""A reading speaks for so many sampling periods to each side."""
+"""A reading speaks for so many times `spacing_s` to each side."""
 PASSED_ON_S = 0.5
 """Drivers publish more often than this; a slower value came through an exporter, which held it."""
 LEAST_UPDATES = 10.0
@@ -80,8 +81,8 @@ class BoardEnergy:
 class PartEnergy:
     """GPU, CPU or RAM: the explicit sum of its boards or packages.
 
-    One unavailable board makes the part unavailable: a sum that leaves one out
-    would be too small without looking it.
+    One unavailable board makes the part unavailable, and one host that does not read the
+    part (then without ``boards``): a sum that leaves one out would be too small without looking it.
     """
 
     part: Part
@@ -137,16 +138,23 @@ class PartEnergy:
 
     @property
     def static_j(self) -> float | None:
-        """What the idle boards would have cost: idle power x window."""
-        return None if self.idle_power_w is None else self.idle_power_w * self.window_s
+        """What the idle boards would have cost: idle power x window; None of a constant estimate."""
+        if self.idle_power_w is None or self._constant:
+            return None
+        return self.idle_power_w * self.window_s
 
     @property
     def active_j(self) -> float | None:
         """What the work added: total - static."""
-        if self.total_j is None or self.static_j is None:
-            return None
-        active_j = self.total_j - self.static_j
-        return 0.0 if abs(active_j) < 1e-9 * self.total_j else active_j  # a constant estimate's rounding
+        return None if self.total_j is None or self.static_j is None else self.total_j - self.static_j
+
+    @property
+    def _constant(self) -> bool:
+        """Whether it is a constant estimate, which does not tell what the work added."""
+        mean_w, idle_w = self.mean_power_w, self.idle_power_w
+        if self.label != "estimated" or mean_w is None or idle_w is None:
+            return False
+        return math.isclose(mean_w, idle_w, rel_tol=1e-9)
 
     @property
     def mean_power_w(self) -> float | None:
@@ -181,11 +189,15 @@ def measure(run: Run, edges_s: Floats) -> dict[Part, PartEnergy]:
     idle = idle_stretches(run)
     found: dict[Part, PartEnergy] = {}
     for part in PARTS:
+        # Of several hosts, one that does not read a part would be left out of its sum without a trace.
+        reason = _declared(run, part) if any("/" in name for name in run.series) else None
         boards = tuple(
-            _board(run, name, supports, edges_s, idle) for name, supports in _grouped(run, part).items()
+            _board(run, name, supports, edges_s, idle)
+            for name, supports in (_grouped(run, part).items() if reason is None else ())
         )
-        reason = next((b.reason for b in boards if b.reason is not None), None)
-        if not boards:
+        if reason is None and boards:
+            reason = next((b.reason for b in boards if b.reason is not None), None)
+        elif reason is None:
             reason = _declared(run, part) or f"no {part} power source was read"
         found[part] = PartEnergy(part, boards, float(edges_s[-1] - edges_s[0]), reason)
     return found
@@ -195,23 +207,24 @@ def apart(run: Run, start_s: float, end_s: float) -> dict[str, float | None]:
     """Joules of [start, end] by each series that is in no sum, None where it cannot tell.
 
     ``cpuN.dram`` (on AMD a part of the package), ``gpuN.memory`` (a part of the
-    board), ``gpuN.module`` (the board and the CPU beside it).
+    board), ``gpuN.module`` (the board and the CPU beside it), ``ane0`` (Apple's
+    Neural Engine), ``soc0`` (a whole Jetson module).
     """
     summed = {s.domain.name for part in PARTS for group in _grouped(run, part).values() for s in group}
     return {
         name: None
         if unusable(series, start_s, end_s, run.period_s)
-        else curve(series).between(start_s, end_s)
+        else curve(series, np.array([start_s, end_s])).between(start_s, end_s)
         for name, series in run.series.items()
         if name not in summed
     }
 
 
-def curve(series: Series) -> Curve:
-    """The cumulative curve of a series. Needs at least 2 readings to be of use."""
+def curve(series: Series, near_s: Floats | None = None) -> Curve:
+    """The cumulative curve of a series, of use from 2 readings on. ``near_s``: where it will be asked."""
     t_s, value = integral.in_order(series.t_s, series.value)
     if series.cumulative:
-        return integral.counter_curve(t_s, value, series.domain.update_s)
+        return integral.counter_curve(t_s, value, series.domain.update_s, near_s)
     window_s, update_s = series.domain.averaging_s, series.domain.update_s
     lag_s = 0.0 if window_s is None or update_s is None else (window_s + update_s) / 2
     return integral.power_curve(t_s, value, lag_s)
@@ -222,7 +235,7 @@ def unusable(series: Series, start_s: float, end_s: float, period_s: float | Non
     name = series.domain.name
     if len(series.t_s) < 2:
         return f"{name}: {len(series.t_s)} readings"
-    slack_s = COVERED_PERIODS * (period_s or 0.0)
+    slack_s = COVERED_PERIODS * spacing_s(series, period_s)
     if series.t_s[0] > start_s + slack_s or series.t_s[-1] < end_s - slack_s:
         return (
             f"{name}: readings cover {series.t_s[0]:.3f} to {series.t_s[-1]:.3f} s, "
@@ -248,9 +261,19 @@ def update_of(series: Series, period_s: float | None) -> float | None:
     Values that change as often as they are read tell the sampling period, not the sensor's.
     """
     seen_s = update_period_s(series.t_s, series.value) if len(series.t_s) > 1 else None
-    if seen_s is not None and seen_s <= 1.5 * (period_s or float(np.median(np.diff(series.t_s)))):
+    if seen_s is not None and seen_s <= 1.5 * (period_s or 0.0):
         seen_s = None
     return max((u for u in (series.domain.update_s, seen_s) if u is not None), default=None)
+
+
+def spacing_s(series: Series, period_s: float | None) -> float:
+    """How far apart the stamps of a series are when none is missing.
+
+    The sampling period; or, if that is longer, the update period of a driver, which may
+    stamp what it publishes itself: reads in between then repeat the stamp.
+    """
+    update_s = series.domain.update_s or 0.0
+    return max(period_s or 0.0, update_s if update_s < PASSED_ON_S else 0.0)
 
 
 def ran_backwards(series: Series) -> bool:
@@ -303,7 +326,7 @@ def _board(
         method = supports[0].domain.method
         return BoardEnergy(name, method, label_of(method), None, reason)
     chosen = usable[0]
-    total = curve(chosen)
+    total = curve(chosen, np.concatenate([edges_s, *(s for s in idle if s is not None)]))
     before_w, after_w = (None if s is None else _mean_power_w(chosen, total, *s) for s in idle)
     update_s = update_of(chosen, run.period_s)
     shortest_s = float(np.min(np.diff(edges_s)))
@@ -327,10 +350,7 @@ def _board(
         ),
         idle_w=(before_w, after_w),
         coverage=integral.coverage(
-            chosen.t_s,
-            start_s,
-            end_s,
-            COVERED_PERIODS * (run.period_s or float(np.median(np.diff(chosen.t_s)))),
+            chosen.t_s, start_s, end_s, COVERED_PERIODS * spacing_s(chosen, run.period_s)
         ),
         update_s=update_s,
         cumulative=chosen.cumulative,
@@ -345,6 +365,8 @@ def _certain(
     domain = series.domain
     if domain.method == "estimated":
         return None, f"{domain.name} is an estimate"
+    if not series.cumulative:
+        return None, f"{domain.name} is power: what it did between or within readings is not bounded"
     if domain.update_s is not None and domain.update_s >= PASSED_ON_S:
         slow = f"{domain.name} is renewed every {domain.update_s:.3g} s"
         return None, f"{slow}, by a program that passes it on: how old a new value is, is not known"
@@ -352,23 +374,10 @@ def _certain(
     if why is not None:
         return None, why
     t_s, value = integral.in_order(series.t_s, series.value)
-    if series.cumulative:
-        within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s)
-        if within_j is None:
-            return None, f"{domain.name} shows no value from before the window, or no new one after it"
-        return within_j, None
-    if domain.update_s is None or domain.averaging_s is None:
-        return None, f"how often {domain.name} is published, or over what it averages, is not known"
-    if domain.averaging_s < domain.update_s:
-        seen, every = 1e3 * domain.averaging_s, 1e3 * domain.update_s
-        return (
-            None,
-            f"{domain.name} sees {seen:.3g} ms of every {every:.3g} ms, what it misses is not bounded",
-        )
-    total_j = curve(series).between(start_s, end_s)
-    lag_s = domain.averaging_s + domain.update_s + 2 * clock_s
-    off_j = integral.held_within_j(t_s, value, start_s, end_s, lag_s)
-    return (max(0.0, total_j - off_j), total_j + off_j), None
+    within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s)
+    if within_j is None:
+        return None, f"{domain.name} shows no value from before the window, or no new one after it"
+    return within_j, None
 
 
 def _clock_bound_s(run: Run, domain: str) -> tuple[float, str | None]:

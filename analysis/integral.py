@@ -5,7 +5,8 @@ reading become one thing, a *cumulative* curve, whose difference is the energy o
 window. It is piecewise linear with knots
 
 - of a counter at the instants at which its values were published
-  (`analysis.publication`), not at those at which they were read, which lag;
+  (`analysis.publication`), not at those at which they were read, which lag, and where
+  the power switched between two of them;
 - of power at every reading: a published value holds until the next one, so that
   nothing is deduplicated and a constant power is not 0 J.
 
@@ -71,18 +72,21 @@ def power_curve(t_s: Floats, power_w: Floats, lag_s: float = 0.0) -> Curve:
     return Curve(t_s, np.concatenate([np.zeros(min(1, len(t_s))), np.cumsum(held_j)]))
 
 
-def counter_curve(t_s: Floats, energy_j: Floats, update_s: float | None = None) -> Curve:
+def counter_curve(
+    t_s: Floats, energy_j: Floats, update_s: float | None = None, near_s: Floats | None = None
+) -> Curve:
     """The curve of a counter's readings in time order, joules since the first; see the module.
 
     ``update_s``: how often it publishes, where that is documented. Before the first
     publication seen and after the last, the curve goes on at the neighbouring slope,
-    after it for no longer than one more publication.
+    after it for no longer than one more publication. ``near_s``: where the curve will be
+    asked; None: anywhere.
     """
     counted_j = energy_j - energy_j[:1]
     steps = np.diff(counted_j)
     if not np.any(steps > 0) or np.any(steps < 0) or is_continuous(t_s, counted_j, update_s):
         return Curve(t_s, counted_j)
-    at_s, value_j = publications(t_s, counted_j, update_s)
+    at_s, value_j = publications(t_s, counted_j, update_s, near_s)
     if len(at_s) < 2:
         return Curve(np.append(t_s[:1], at_s), np.append(counted_j[:1], value_j))
     slope_w = np.diff(value_j[[0, 1, -2, -1]])[[0, 2]] / np.maximum(
@@ -90,9 +94,29 @@ def counter_curve(t_s: Floats, energy_j: Floats, update_s: float | None = None) 
     )
     before_j = np.clip(value_j[0] - slope_w[0] * (at_s[0] - t_s[0]), 0.0, value_j[0])
     beyond_s = min(float(t_s[-1] - at_s[-1]), float(at_s[-1] - at_s[-2]))
-    return Curve(
+    return _with_switches(
         np.concatenate([t_s[:1], at_s, [at_s[-1] + beyond_s]]),
         np.concatenate([[before_j], value_j, [value_j[-1] + slope_w[1] * beyond_s]]),
+    )
+
+
+def _with_switches(t_s: Floats, energy_j: Floats) -> Curve:
+    """The curve through these knots, and through one more where the power switched between two.
+
+    A mean power that lies between those of both neighbours is taken for a switch from the one to
+    the other, at the only instant that keeps the energy (subcell resolution: Harten, J. Comput.
+    Phys. 83, 1989): power steps when requests come and go. Not after a gap, whose neighbours
+    say nothing of it.
+    """
+    width_s = np.maximum(np.diff(t_s), 1e-9)
+    before_w, here_w, after_w = ((p := np.diff(energy_j) / width_s)[:-2], p[1:-1], p[2:])
+    between = (here_w - before_w) * (after_w - here_w) > 0
+    inside = np.flatnonzero(between & (width_s[1:-1] <= width_s[:-2] + width_s[2:])) + 1
+    before_w, here_w, after_w = before_w[inside - 1], here_w[inside - 1], after_w[inside - 1]
+    first_s = width_s[inside] * (after_w - here_w) / (after_w - before_w)
+    return Curve(
+        np.insert(t_s, inside + 1, t_s[inside] + first_s),
+        np.insert(energy_j, inside + 1, energy_j[inside] + before_w * first_s),
     )
 
 
@@ -121,20 +145,6 @@ def _most(t_s: Floats, energy_j: Floats, at_s: float) -> float | None:
     new = np.flatnonzero(np.diff(energy_j) > 0) + 1
     first = int(np.searchsorted(t_s[new - 1], at_s, side="left"))
     return float(energy_j[new[first]]) + RESOLUTION_J if first < len(new) else None
-
-
-def held_within_j(t_s: Floats, power_w: Floats, start_s: float, end_s: float, lag_s: float) -> float:
-    """How far off the integral of held power can be, in joules, if power between readings lies between them.
-
-    Each reading may be off by its change to the next for as long as it holds, and the
-    whole is late by up to ``lag_s`` (averaging window and publication), which at the
-    edges trades the highest power for the lowest.
-    """
-    first = max(0, int(np.searchsorted(t_s, start_s, side="right")) - 1)
-    last = min(len(t_s), int(np.searchsorted(t_s, end_s, side="left")) + 1)
-    near_s, near_w = t_s[first:last], power_w[first:last]
-    moved_j = float(np.sum(np.abs(np.diff(near_w)) * np.diff(near_s)))
-    return moved_j + lag_s * float(np.ptp(near_w)) if len(near_w) else 0.0
 
 
 def coverage(t_s: Floats, start_s: float, end_s: float, reach_s: float) -> float:

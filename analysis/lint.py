@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import floor, lint_boards, lint_power
-from analysis.energy import Part, PartEnergy, ran_backwards
+from analysis.energy import COVERED_PERIODS, Part, PartEnergy, ran_backwards, spacing_s
 from analysis.idle import LEAST_BASELINE_S
 from analysis.integral import widest_gap_s
 from analysis.latency import lateness_s
@@ -22,11 +22,11 @@ from loadgen.physics.hardware import Gpu
 
 LATENESS_FLOOR_S = 5e-3
 LATENESS_SHARE = 0.01
-GAP_PERIODS = 3.0
 OVER_LIMIT = 1.05
 UNDER_OWN_IDLE = 0.90
 """Sensor gain and counter quantisation over a 2 s baseline stay within a tenth."""
 FAIR_SUCCESS = 0.95
+SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ def _lateness(run: Run) -> Iterator[str]:
 
 
 def _readings(run: Run) -> Iterator[str]:
+    gaps_s: dict[float, dict[str, float]] = {}  # by the period that they were due at
     for name, series in run.series.items():
         if ran_backwards(series):
             yield f"power: the counter of {name} ran backwards (driver reset?)"
@@ -114,12 +115,16 @@ def _readings(run: Run) -> Iterator[str]:
         if not len(series.t_s):
             yield f"power: {name} was never read"
             continue
-        gap_s = widest_gap_s(series.t_s, 0.0, run.end_s)
-        if gap_s > GAP_PERIODS * run.period_s * (1 + 1e-9):
-            yield (
-                f"power: {gap_s:.3g} s without a reading of {name}, "
-                f"more than {GAP_PERIODS:g} periods of {run.period_s:g} s"
-            )
+        gap_s, period_s = widest_gap_s(series.t_s, 0.0, run.end_s), spacing_s(series, run.period_s)
+        if gap_s > COVERED_PERIODS * period_s * (1 + 1e-9):
+            gaps_s.setdefault(period_s, {})[name] = gap_s
+    for period_s, found in gaps_s.items():
+        names = sorted(found, key=lambda name: -found[name])
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        yield (
+            f"power: {found[names[0]]:.3g} s without a reading of {', '.join(names[:SHOWN_NAMES])}{more}, "
+            f"more than {COVERED_PERIODS:g} periods of {period_s:g} s"
+        )
 
 
 def _least_shown(gpu: Gpu) -> float:

@@ -1,4 +1,4 @@
-"""The rules for power from sidecars: a known clock, all samples, the server's boards and no others'."""
+"""The rules for power read beside the server: its boards, nobody else's; for sidecars clock and samples."""
 
 from __future__ import annotations
 
@@ -12,29 +12,39 @@ CLOCK_BOUND_S = 10e-3
 SKIPPED_SHARE = 0.01
 
 
+Server = tuple[str, Mapping[str, Any]]
+"""Who measured, and what it saw of the server and of others."""
+
+
 def reasons(run: Run) -> Iterator[str]:
-    """Why energy read by sidecars cannot be trusted. Nothing for a run without any."""
-    sidecars = _sidecars(run)
-    for row in sidecars:
+    """Why energy read beside the server cannot be trusted."""
+    for row in _sidecars(run):
         yield from _clock(row)
         yield from _samples(row)
-    if sidecars:
-        yield from _wrong_boards(sidecars)
-        yield from _shared(run, sidecars)
+        yield from (f"{_name(row)}: {line}" for line in row.get("changed") or ())
+    if servers := _servers(run):
+        yield from _wrong_boards(servers)
+        yield from _shared(run, servers)
 
 
 def warnings(run: Run) -> Iterator[str]:
     """What to keep in mind of it."""
-    sidecars = _sidecars(run)
-    for row in sidecars:
+    for row in _sidecars(run):
         yield from _skipped(row)
-    if sidecars:
-        yield from _unknown(sidecars)
-        yield from _idle_boards(run, sidecars)
+    if servers := _servers(run):
+        yield from _unknown(servers)
+        yield from _idle_boards(run, servers)
 
 
 def _sidecars(run: Run) -> Sequence[Mapping[str, Any]]:
     return run.manifest.get("sidecars") or ()
+
+
+def _servers(run: Run) -> list[Server]:
+    """Of the sidecars, or of this machine where it read the boards itself."""
+    found = [(_name(row), row["server"]) for row in _sidecars(run)]
+    here = run.power.get("server")
+    return found if here is None else [("this machine", here)]
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -47,9 +57,15 @@ def _clock(row: Mapping[str, Any]) -> Iterator[str]:
         why = f": {row['reason']}" if row.get("reason") else ""
         yield f"{_name(row)}: its clock was not asked at the end, so its drift is not known{why}"
     elif bound_s > CLOCK_BOUND_S:
+        slow = max(row["clock"][end]["bound_s"] for end in ("start", "end")) > CLOCK_BOUND_S
         yield (
             f"{_name(row)}: its clock is known within {1e3 * bound_s:.3g} ms only, "
-            f"expected {1e3 * CLOCK_BOUND_S:g} ms: send the load from nearer, or over a faster link"
+            f"expected {1e3 * CLOCK_BOUND_S:g} ms: "
+            + (
+                "send the load from nearer, or over a faster link"
+                if slow
+                else "it was set or slewed in mid-run, or the link was broken or slow for too long to tell"
+            )
         )
 
 
@@ -73,48 +89,51 @@ def _skipped(row: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _looks(sidecars: Sequence[Mapping[str, Any]], when: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """(sidecar, what it saw of the server) at the run's start or end, of those that were asked."""
-    return [(_name(row), row["server"][when]) for row in sidecars if row["server"][when] is not None]
+def _looks(servers: Sequence[Server], when: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """(who measured, where the server was) at the run's start or end, of those that were asked."""
+    return [(name, server[when]) for name, server in servers if server[when] is not None]
 
 
-def _on(sidecars: Sequence[Mapping[str, Any]], when: str) -> set[str]:
+def _on(servers: Sequence[Server], when: str) -> set[str]:
     """The boards on which the server was seen."""
-    return {board for _, look in _looks(sidecars, when) for board in look["boards"] or ()}
+    return {board for _, look in _looks(servers, when) for board in look["boards"] or ()}
 
 
-def _wrong_boards(sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _wrong_boards(servers: Sequence[Server]) -> Iterator[str]:
     for when in ("start", "end"):
-        looks = [look for _, look in _looks(sidecars, when)]
+        looks = [look for _, look in _looks(servers, when)]
         if looks and all(look["boards"] == [] for look in looks):
             pids = ", ".join(str(pid) for look in looks for pid in look["pids"][:5])
             yield (
                 f"the server's processes ({pids}) were on no measured board at the run's {when}: "
-                "another board's energy was read; check the sidecar's --gpu"
+                "another board's energy was read; check the sidecar's --gpu, or power.gpus"
             )
 
 
-def _unknown(sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _unknown(servers: Sequence[Server]) -> Iterator[str]:
+    for name, server in servers:
+        if server["end"] is None:
+            yield f"{name}: was not asked at the end whether it measured the server"
     for when in ("start", "end"):
-        if _on(sidecars, when):
+        if _on(servers, when):
             continue
-        for name, look in _looks(sidecars, when):
+        for name, look in _looks(servers, when):
             if look["boards"] is None:
                 yield f"{name}: not known whether it measured the server at the {when}: {look['reason']}"
 
 
-def _idle_boards(run: Run, sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    used = _on(sidecars, "start") | _on(sidecars, "end")
+def _idle_boards(run: Run, servers: Sequence[Server]) -> Iterator[str]:
+    used = _on(servers, "start") | _on(servers, "end")
     measured = [str(row.get("domain")) for row in run.manifest.get("gpus") or ()]
     idle = [board for board in measured if board not in used]
     if used and idle:
         yield (
             f"{', '.join(idle)}: measured and counted, but the server has no process there "
-            "(an idle board of the allocation costs energy too; else name the boards with --gpu)"
+            "(an idle board of the allocation costs energy too; else name the boards: --gpu, power.gpus)"
         )
 
 
-def _shared(run: Run, sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _shared(run: Run, servers: Sequence[Server]) -> Iterator[str]:
     for row in run.manifest.get("gpus") or ():
         if row.get("mig"):
             yield (
@@ -122,8 +141,8 @@ def _shared(run: Run, sidecars: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 "energy per request needs a board of its own"
             )
     foreign: dict[str, list[str]] = {}
-    for row in sidecars:
-        for process in row["server"]["others"]:
+    for _, server in servers:
+        for process in server["others"]:
             foreign.setdefault(process["board"], []).append(f"{process['name']} ({process['pid']})")
     for board, found in foreign.items():
         shown = ", ".join([*found[:3], *(["..."] if len(found) > 3 else [])])

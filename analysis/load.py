@@ -6,7 +6,8 @@ here the drift that their clocks had by its end is taken out (`run_time_s`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,7 +102,7 @@ def load_run(path: Path | str) -> Run:
         path,
         rundir.read_manifest(path),
         rundir.read_records(path),
-        rundir.read_readings(path),
+        rundir.each_reading(path),
         rundir.read_plan(path),
         rundir.read_board_states(path),
         rundir.read_server_samples(path),
@@ -112,7 +113,7 @@ def build_run(
     path: Path,
     manifest: Mapping[str, Any],
     records: Sequence[Record],
-    readings: Sequence[Reading],
+    readings: Iterable[Reading],
     plan: Sequence[Mapping[str, Any]] = (),
     states: Sequence[BoardState] = (),
     samples: Sequence[ServerSample] = (),
@@ -200,22 +201,25 @@ def _end_s(manifest: Mapping[str, Any], requests: pd.DataFrame) -> float | None:
 
 
 def _series(
-    manifest: Mapping[str, Any], readings: Sequence[Reading], clock_of: Mapping[str, Mapping[str, Any]]
+    manifest: Mapping[str, Any], readings: Iterable[Reading], clock_of: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Series]:
     known = [f.name for f in fields(Domain)]
     declared = (manifest.get("power") or {}).get("domains") or ()
     domains = [Domain(**{key: row[key] for key in known if key in row}) for row in declared]
-    by_domain: dict[str, list[Reading]] = {domain.name: [] for domain in domains}
+    # By domain, and whether cumulative: instants and values. Numbers only, for runs of a day.
+    taken = {d.name: {kind: (array("d"), array("d")) for kind in (True, False)} for d in domains}
     for reading in readings:
-        if reading.domain in by_domain:  # an undeclared one has no method, hence no label to show it under
-            by_domain[reading.domain].append(reading)
+        shown = reading.power_w if reading.energy_j is None else reading.energy_j
+        if reading.domain in taken and shown is not None:  # an undeclared one has no method, hence no label
+            instants, values = taken[reading.domain][reading.energy_j is not None]
+            instants.append(reading.t_s)
+            values.append(shown)
     found = {}
     for domain in domains:
-        rows = by_domain[domain.name]
-        cumulative = any(r.energy_j is not None for r in rows)
-        rows = [r for r in rows if (r.energy_j is not None) == cumulative]
-        t_s = run_time_s(np.array([r.t_s for r in rows], dtype=np.float64), clock_of.get(domain.name))
-        value = np.array([r.energy_j if cumulative else r.power_w for r in rows], dtype=np.float64)
+        kinds = taken[domain.name]
+        cumulative = len(kinds[True][0]) > 0
+        t_s, value = (np.array(column, dtype=np.float64) for column in kinds[cumulative])
+        t_s = run_time_s(t_s, clock_of.get(domain.name))
         order = np.argsort(t_s, kind="stable")
         found[domain.name] = Series(domain, t_s[order], value[order], cumulative)
     return found

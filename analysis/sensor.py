@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from analysis.integral import power_curve
 from loadgen.types import Floats
 
 FEWEST_CHANGES = 8
@@ -119,7 +120,7 @@ def update_period(t_s: Floats, value: Floats) -> Update:
     )
 
 
-def publications(t_s: Floats, value: Floats, period_s: float) -> tuple[Floats, Floats]:
+def renewals(t_s: Floats, value: Floats, period_s: float) -> tuple[Floats, Floats]:
     """Instants (m,) and values (m,) of the renewals, those with an equal value put back in at equal gaps."""
     known = ~np.isnan(value)
     t_s, value = t_s[known], value[known]
@@ -228,9 +229,7 @@ def held_integral_j(t_s: Floats, power_w: Floats, start_s: float, end_s: float) 
     t_s, power_w = t_s[known], power_w[known]
     if len(t_s) < 2 or t_s[0] > start_s or t_s[-1] < end_s:
         return None
-    cumulative_j = np.concatenate([[0.0], np.cumsum(power_w[:-1] * np.diff(t_s))])
-    low_j, high_j = np.interp([start_s, end_s], t_s, cumulative_j)
-    return float(high_j - low_j)
+    return power_curve(t_s, power_w).between(start_s, end_s)
 
 
 def _share(at_s: Floats, loaded_s: Floats, window_s: float, lags_s: Floats) -> Floats:

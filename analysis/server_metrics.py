@@ -13,6 +13,9 @@ from loadgen.types import Floats
 
 AGREEMENT = 0.01
 """Server and records may differ by this share; more is the tokens of somebody else."""
+RESTARTED = (
+    "the server's counter fell or vanished during the run: it was restarted, or several servers answer"
+)
 _STRETCH_TOKENS = 1024
 """TGI passes a longer reply through its queue several times, each counted as a prompt of its own."""
 
@@ -73,9 +76,9 @@ def _delta(run: Run, kind: Literal["prompt", "output"]) -> TokenDelta:
 
 def _moved(run: Run, column: str) -> tuple[float | None, str | None]:
     """How far a counter moved between the first and the last sample, or why that is not known."""
-    told = run.manifest.get("metrics") or {}
     if not len(run.metrics):
-        return None, str(told.get("reason") or "the server's metrics were not collected")
+        reason = (run.manifest.get("metrics") or {}).get("reason")
+        return None, str(reason or "the server's metrics were not collected")
     samples = run.metrics.sort_values("t_s", kind="stable")
     sent = pd.concat([frame[frame["sent_s"].notna()] for frame in (run.warmups, run.requests)])
     if len(sent) and not (
@@ -83,16 +86,13 @@ def _moved(run: Run, column: str) -> tuple[float | None, str | None]:
     ):
         return None, "the samples of the server's metrics do not enclose the run's requests"
     values = samples[column].to_numpy(dtype=np.float64, copy=True)
-    if np.isnan(values).all() or np.isnan(values[-1]):
+    told = ~np.isnan(values)
+    if not told.any():
         return None, "the server does not tell it"
-    if np.isnan(values[0]):
-        if told.get("family") != "tgi":
-            return None, "the server told it only later"
-        values[0] = 0.0  # TGI shows a series from its first sample on
-    known = values[~np.isnan(values)]
-    if np.any(np.diff(known) < 0):
-        return None, "the server's counter ran backwards: it was restarted"
-    return float(known[-1] - known[0]), None
+    values[: int(np.argmax(told))] = 0.0  # pages without this counter: nothing had been counted (TGI, SGLang)
+    if np.isnan(values).any() or np.any(np.diff(values) < 0):
+        return None, RESTARTED
+    return float(values[-1] - values[0]), None
 
 
 def _recorded(run: Run, kind: Literal["prompt", "output"]) -> tuple[float | None, float, str | None]:
@@ -102,18 +102,27 @@ def _recorded(run: Run, kind: Literal["prompt", "output"]) -> tuple[float | None
     tokens = ok[f"{kind}_tokens"].to_numpy(dtype=np.float64)
     if np.isnan(tokens).any() or (ok["tokens_from"] != "server").any():
         return None, 0.0, f"not every reply came with the server's count of {kind} tokens"
-    tgi = (run.manifest.get("metrics") or {}).get("family") == "tgi"
-    if tgi and kind == "prompt" and (ok["output_tokens"] > _STRETCH_TOKENS).any():
+    if kind == "prompt" and _is_tgi(run) and (ok["output_tokens"] > _STRETCH_TOKENS).any():
         return None, 0.0, f"TGI counts the prompt of a reply of more than {_STRETCH_TOKENS} tokens repeatedly"
-    other = every[every["sent_s"].notna() & ~every["status"].isin(("ok", "rejected", "dropped"))]
+    other = int((every["sent_s"].notna() & ~every["status"].isin(("ok", "rejected", "dropped"))).sum())
+    if run.manifest.get("metrics") is None:
+        other += 1  # a sidecar's samples begin before the probe request, which has no record
     most = float(tokens.max()) if len(tokens) else 0.0
-    return float(tokens.sum()), 0.0 if tgi and kind == "output" else most * len(other), None
+    return float(tokens.sum()), most * other, None
+
+
+def _is_tgi(run: Run) -> bool:
+    """By the page if this run looked at it, else (a sidecar did) by what the server said of itself."""
+    family = (run.manifest.get("metrics") or {}).get("family")
+    return (family or (run.manifest.get("server") or {}).get("kind")) == "tgi"
 
 
 def disagreements(run: Run) -> list[str]:
-    """A line for each kind of tokens that the run does not explain."""
-    found = []
+    """A line for each kind of tokens that the run does not explain, and for a restarted server."""
+    found: list[str] = []
     for delta in token_deltas(run):
+        if delta.reason == RESTARTED:
+            found.append(f"{delta.kind} tokens: {RESTARTED}")
         if delta.agrees is False and delta.server is not None and delta.records is not None:
             more = delta.server > delta.records
             why = (

@@ -237,11 +237,19 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
         table.add_row(*row)
     console.print(table, highlight=False)
     apart = [
-        f"{name} {quantity(joules, 'J')}{' (with the CPU beside it)' if '.module' in name else ''}"
+        f"{name} {quantity(joules, 'J')}{_what_it_holds(name)}"
         for name, joules in (energy.get("apart") or {}).items()
     ]
     if apart:
         _line(console, "in no sum  ", ", ".join(apart))
+
+
+def _what_it_holds(domain: str) -> str:
+    """Why a domain is in no sum, where its name does not tell; in brackets."""
+    name = domain.rpartition("/")[2]
+    if ".module" in name:
+        return " (with the CPU beside it)"
+    return " (the whole module)" if name.startswith("soc") else ""
 
 
 def _table(title: str) -> Table:

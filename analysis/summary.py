@@ -21,13 +21,14 @@ value that does not exist is null there, and ``method`` says why):
   ({start_s, end_s}), ``denominators``, and ``gpu``, ``cpu``, ``ram``: ``label``,
   ``methods``, ``domains``, ``reason``, and the estimates ``total_j``, ``mean_power_w``,
   ``idle_power_w`` (also ``idle_before_w``, ``idle_after_w``), ``static_j`` (idle power x
-  window), ``active_j`` (total - static), ``energy_per_attempt``, ``energy_per_request``,
-  ``energy_per_output_token`` (joules, and with ``_wh`` in watt hours),
-  ``output_tokens_per_joule``; numbers that may be null: ``low_j`` and ``high_j``, between
-  which the total lies for certain by these readings, ``bound_j``, how far off it can be at
-  most, or ``bound_reason``; ``sensor_gain_error``, which is not in them: the largest
-  relative error of a known board's sensor; ``coverage``, the share of the window near a
-  reading; ``update_s``, the slowest series' time between new values.
+  window), ``active_j`` (total - static; both null of a constant estimate),
+  ``energy_per_attempt``, ``energy_per_request``, ``energy_per_output_token`` (joules, and
+  with ``_wh`` in watt hours), ``output_tokens_per_joule``; numbers that may be null:
+  ``low_j`` and ``high_j``, between which the total lies for certain by these readings,
+  ``bound_j``, how far off it can be at most, or ``bound_reason``; ``sensor_gain_error``,
+  which is not in them: the largest relative error of a known board's sensor; ``coverage``,
+  the share of the window near a reading; ``update_s``, the slowest series' time between new
+  values.
   ``energy`` has also ``apart``: joules of series that are in no sum, by domain
 
 `loadgen summary` adds ``uncertainty``: the run's uncertainty.json, or null.
@@ -323,14 +324,17 @@ def _part(
     n = len(part.boards)
     rows["total_j"] = stats.exact(part.total_j, "J", n, f"{how}: energy of the window, {n} series summed")
     rows["mean_power_w"] = stats.ratio(per_block_j, durations, blocks, "W", n, f"{how}: energy / window")
-    if part.idle_power_w is None or part.static_j is None or part.active_j is None:
+    read = sum(w is not None for w in (part.idle_before_w, part.idle_after_w))
+    if part.idle_power_w is None:
         why = "no idle stretch was read before or after the load"
-        rows |= {"idle_power_w": stats.missing("W", why)}
-        rows |= {name: stats.missing("J", why) for name in ("static_j", "active_j")}
+        rows["idle_power_w"] = stats.missing("W", why)
     else:
-        read = sum(w is not None for w in (part.idle_before_w, part.idle_after_w))
+        why = "a constant estimate does not tell what the work added"
         lower = f"{how}: the lower of the idle stretches before and after"
         rows["idle_power_w"] = stats.exact(part.idle_power_w, "W", read, lower)
+    if part.static_j is None or part.active_j is None:
+        rows |= {name: stats.missing("J", why) for name in ("static_j", "active_j")}
+    else:
         rows["static_j"] = stats.exact(part.static_j, "J", read, f"{how}: idle power x window")
         rows["active_j"] = stats.exact(part.active_j, "J", n, f"{how}: total - idle power x window")
     for name, denominator, of_what in kinds:

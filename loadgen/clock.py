@@ -15,6 +15,7 @@ readiness order belongs to the kernel.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import selectors
 import time
@@ -37,6 +38,13 @@ def now() -> float:
 def is_virtual() -> bool:
     """Whether a virtual-time loop is running."""
     return _active is not None
+
+
+async def wait(event: asyncio.Event, most_s: float) -> None:
+    """Until ``event`` is set, at most ``most_s``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, most_s)):
+            await event.wait()
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -70,6 +78,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         # timeout would land an ulp before it.
         timers = self._scheduled  # type: ignore[attr-defined]
         self.virtual_s = max(self.virtual_s, timers[0].when()) if timers else self.virtual_s + timeout_s
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """Calls ``func`` here and now, as a name's look-up too: no timer would bring a thread's result."""
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as exc:
+            done.set_exception(exc)
+        return done
 
     def run_forever(self) -> None:
         global _active  # noqa: PLW0603 - the one switch that now() reads

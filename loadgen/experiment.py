@@ -22,7 +22,9 @@ from loadgen.errors import ConfigError
 from loadgen.plan import Planned
 from loadgen.power.feed import Sink
 from loadgen.power.sampler import sample
+from loadgen.power.serving import seen
 from loadgen.power.sidecars import Sidecars
+from loadgen.power.states import WithStates
 from loadgen.progress import RunView
 from loadgen.rundir import RunWriter, new_path
 from loadgen.runner import record_unsent, run_plan
@@ -249,18 +251,25 @@ class _Run:
             ):
                 yield
         else:
-            sampling = asyncio.create_task(
-                sample(power, self.order.scenario.power.interval_s, self._readings, stop)
-            )
+            look, source = self.target.look, WithStates(power)
+            start = None if look is None else await look()
+
+            def keep(readings: Sequence[Reading]) -> None:
+                for reading in readings:
+                    self._reading(reading)
+                for state in source.states():
+                    self.writer.boards.append(state)
+
+            sampling = asyncio.create_task(sample(source, self.order.scenario.power.interval_s, keep, stop))
             try:
                 yield
             finally:
                 stop.set()
                 self.writer.manifest["warnings"] += (await sampling).warnings
-
-    def _readings(self, readings: Sequence[Reading]) -> None:
-        for reading in readings:
-            self._reading(reading)
+            if look is not None and start is not None:
+                end = await look()
+                others = {(p["board"], p["pid"]): p for p in (*start.others, *end.others)}
+                self.writer.manifest["power"]["server"] = seen(start, end, others.values())
 
     def _reading(self, reading: Reading) -> None:
         self.writer.power.append(reading)
@@ -340,6 +349,7 @@ class _Run:
                 "label": target.power_label,
                 "reason": target.power_reasons["gpu"],
                 "reasons": dict(target.power_reasons),
+                "server": None,
             },
             "sidecars": None,
             "window": None,

@@ -6,8 +6,18 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 
 INTERRUPTED = 130
+
+
+def end_while_starting() -> None:
+    """SIGTERM ends the process from here on, also as process 1 of a container.
+
+    The kernel drops signals that process 1 has no handler for: one that came before
+    `asked_to_end` would be lost, and the container killed 10 s later.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
 
 def asked_to_end() -> asyncio.Event:

@@ -252,7 +252,12 @@ def _record(row: dict[str, Any]) -> Record:
 
 def read_readings(path: Path) -> list[Reading]:
     """All power and energy readings, in the order they were taken."""
-    return list(_rows(path / "power.jsonl", _reading))
+    return list(each_reading(path))
+
+
+def each_reading(path: Path) -> Iterator[Reading]:
+    """The same one by one: a day of eight boards is 40 million."""
+    return _rows(path / "power.jsonl", _reading)
 
 
 def _reading(row: dict[str, Any]) -> Reading:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yarl import URL
+
 from loadgen import clock
 from loadgen.clients import make_client
 from loadgen.clients.http import Dial
@@ -27,6 +29,7 @@ from loadgen.power.local import open_local, openings
 from loadgen.power.nvml import NvmlSource
 from loadgen.power.prometheus import PrometheusSource
 from loadgen.power.remote import TOKEN_VARIABLE
+from loadgen.power.serving import Serving, serving_here
 from loadgen.power.sidecars import Sidecars, open_sidecars
 from loadgen.power.simulated import SimulatedSource
 from loadgen.power.web import TOKEN_VARIABLE as EXPORTER_TOKEN_VARIABLE
@@ -54,7 +57,8 @@ class Target:
     """An open target. ``power_reasons``: why gpu, cpu or ram is not read, None where it is.
 
     ``scrape(write, stop, looked)`` collects the server's own metrics, as `loadgen.metrics.scrape.scrape`
-    does; None when they are not asked for.
+    does; None when they are not asked for. ``look()`` tells whether the server is on the boards
+    that this machine reads; None when it reads none, or sidecars tell it.
     """
 
     client: Client
@@ -70,6 +74,7 @@ class Target:
     power_label: str
     embedded: Service | None = None
     scrape: Scrape | None = None
+    look: Callable[[], Awaitable[Serving]] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def manifest(self) -> dict[str, Any]:
@@ -241,8 +246,17 @@ async def _remote(scenario: Scenario, api_key: str | None, exact_lengths: bool) 
             power_reasons=reasons,
             power_label=_label(power),
             scrape=None if scraped else _scraping(server.url, interval_s, headers, None),
+            look=_look(power, server.url),
             notes=(*notes, *unmeasured),
         )
+
+
+def _look(power: PowerSource | Sidecars | None, url: str) -> Callable[[], Awaitable[Serving]] | None:
+    boards = [str(row["domain"]) for row in getattr(power, "boards", ())]
+    # An exporter's boards are on a host of its own.
+    if power is None or not boards or isinstance(power, Sidecars | DcgmSource | PrometheusSource):
+        return None
+    return lambda: serving_here(power, boards, URL(url))
 
 
 def _scraping(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +59,29 @@ def exporting(pages: dict[str, Callable[[], tuple[int, bytes]]]) -> Iterator[Exp
         thread.join()
 
 
+@contextmanager
+def answering(answer: bytes, drip: bytes = b"") -> Iterator[str]:
+    """The address of a server that sends these bytes to who connects first, then drips or hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(answer)
+            while drip:
+                connection.sendall(drip)
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        thread.join()
+        listener.close()
+
+
 def dcgm_rows(
     gpu: int,
     power_w: float,
@@ -65,12 +91,19 @@ def dcgm_rows(
     model: str = "NVIDIA H100 80GB HBM3",
     host: str = "n1",
     more: str = "",
+    since_4_9: bool = False,
 ) -> str:
-    """One board's rows of a DCGM-exporter's page."""
+    """One board's rows of a DCGM-exporter's page; ``since_4_9``: by the names of its version 4.9."""
     labels = (
         f'gpu="{gpu}",UUID="{uuid or f"GPU-{gpu}aaa"}",pci_bus_id="00000000:37:00.0",device="nvidia{gpu}",'
         f'modelName="{model}",Hostname="{host}"{more}'
     )
+    if since_4_9:
+        return (
+            f"DCGM_FI_DEV_SM_CLOCK_HERTZ{{{labels}}} 1980000000\n"
+            f"DCGM_FI_DEV_BOARD_POWER_WATTS{{{labels}}} {power_w:.6f}\n"
+            f"DCGM_FI_DEV_GPU_ENERGY_JOULES_TOTAL{{{labels}}} {energy_j:.0f}\n"
+        )
     return (
         f"DCGM_FI_DEV_SM_CLOCK{{{labels}}} 1980\n"
         f"DCGM_FI_DEV_POWER_USAGE{{{labels}}} {power_w:.6f}\n"

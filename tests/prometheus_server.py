@@ -23,14 +23,14 @@ import pytest
 from exporters import dcgm_rows, exporting
 
 RECORDING = Path(__file__).parent / "recordings" / "prometheus.json"
-SCRAPE_S, UPDATE_S, WATTS = 0.2, 0.5, 100.0
+SCRAPE_S, UPDATE_S, WATTS = 0.15, 0.3, 100.0
 BEGAN_S = 1_700_000_000.0
 """Wall time at which every counter of the pages stood at 0 J."""
 START_S = 20.0
 
 
 def energy_j() -> float:
-    """What the pages' counters show now: 100 W since `BEGAN_S`, renewed every 0.5 s."""
+    """What the pages' counters show now: 100 W since `BEGAN_S`, renewed every 0.3 s."""
     return WATTS * ((time.time() - BEGAN_S) // UPDATE_S * UPDATE_S)
 
 
@@ -86,7 +86,7 @@ def prometheus() -> Iterator[str]:
 def _until_scraped(url: str, server: subprocess.Popen[bytes]) -> None:
     """Its first scrapes come 5 s after its start; two renewals of the pages must have been seen."""
     give_up_s = time.monotonic() + START_S
-    enough = 3 * UPDATE_S / SCRAPE_S
+    enough = 3 * UPDATE_S / SCRAPE_S + 1
     while True:
         try:
             query = urllib.parse.urlencode(

@@ -52,6 +52,7 @@ class Scripted:
     health: tuple[int, dict[str, Any]] = (200, {"status": "ok", "age_s": 0.01})
     lag_s: float = 0.004
     skipped: Callable[[int], bool] = lambda tick: False
+    late_s: Callable[[int], float] = lambda tick: 0.0
     dead_from_s: float = math.inf
     """From then on (local) no samples are taken."""
     step_at_s: float = math.inf
@@ -65,8 +66,12 @@ class Scripted:
     )
     processes: dict[str, Any] = field(default_factory=lambda: {"gpu0": [{"pid": 7, "name": "tgi"}]})
     server: dict[str, Any] = field(default_factory=lambda: {"pids": [7], "boards": ["gpu0"], "reason": None})
+    warnings: list[str] = field(default_factory=list)
     pids: list[int] | None = None
     asked: list[str] = field(default_factory=list)
+    hangs: str = ""
+    """It never answers there."""
+    answers_in_s: float = 0.0
     origin_s: float = field(default_factory=clock.now)
 
     def remote_s(self, local_s: float) -> float:
@@ -86,12 +91,17 @@ class Scripted:
             + self.low_w * max(0.0, part_s - half_s)
         )
 
+    @property
+    def tick_s(self) -> float:
+        """Its interval, on the local clock."""
+        return self.interval_s / (1 + 1e-6 * self.drift_ppm)
+
     def ticks(self) -> int:
         """Ticks so far, on the local clock."""
-        return math.floor((min(clock.now(), self.dead_from_s) - self.origin_s) / self.interval_s)
+        return math.floor((min(clock.now(), self.dead_from_s) - self.origin_s) / self.tick_s)
 
     def row(self, seq: int, tick: int) -> list[Any]:
-        local_s = self.origin_s + tick * self.interval_s
+        local_s = self.origin_s + tick * self.tick_s + self.late_s(tick)
         taken_s = local_s + self.lag_s
         values = [self.energy_j(taken_s), self.power_w(taken_s)]
         lag_s = self.remote_s(taken_s) - self.remote_s(local_s)
@@ -127,7 +137,7 @@ class Scripted:
             "domains": [asdict(d) for d in self.domains],
             "boards": list(self.boards),
             "reasons": self.reasons,
-            "warnings": [],
+            "warnings": self.warnings,
             "overhead": {"cpu_share": 0.01},
             "processes": self.processes,
             "pids": self.pids,
@@ -138,6 +148,9 @@ class Scripted:
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
         path, query = request.path, request.query
+        if path == self.hangs:
+            await asyncio.sleep(1e6)
+        await asyncio.sleep(self.answers_in_s)
         if path == "/health":
             return web.json_response(self.health[1], status=self.health[0])
         if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":

@@ -74,6 +74,20 @@ def test_a_deadlock_is_an_error_not_a_hang() -> None:
     assert not clock.is_virtual()
 
 
+def test_what_would_run_in_a_thread_runs_at_once() -> None:
+    """No timer brings a thread's result, and its real time would be a race."""
+
+    async def main() -> tuple[float, int]:
+        assert await asyncio.to_thread(sum, (1, 2)) == 3
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(divmod, 1, 0)
+        found = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+        return clock.now(), len(found)
+
+    at_s, found = clock.run_virtual(main())
+    assert at_s == 0.0 and found
+
+
 def test_real_time_outside_the_virtual_loop() -> None:
     before = time.monotonic()
     assert before <= clock.now() <= time.monotonic()

@@ -7,20 +7,21 @@ Slurm script run whole with the real server, sidecar and load generator on loopb
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time as wall
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -231,6 +232,13 @@ def test_images_hold_no_secret_and_end_as_a_plain_user() -> None:
         assert not named.search(line.partition("=")[0]) or line.startswith("#")
 
 
+def test_a_container_that_is_stopped_gets_the_signal_that_keeps_a_run_and_time_to_write_it() -> None:
+    """Process 1 has no default handlers: `loadgen run` would not notice SIGTERM."""
+    stage = (DOCKER / "Dockerfile").read_text().partition(" AS loadgen\n")[2].partition("\nFROM ")[0]
+    assert "\nSTOPSIGNAL SIGINT\n" in stage
+    assert {s["stop_grace_period"] for s in services().values()} == {"30s"}
+
+
 def test_the_build_context_is_what_the_wheel_is_made_of() -> None:
     lines = [x for x in (ROOT / ".dockerignore").read_text().splitlines() if x and not x.startswith("#")]
     assert lines[0] == "*"
@@ -325,69 +333,78 @@ def job(tmp_path: Path, *server: str, flags: str = "--request-count 10") -> tupl
         "SLURM_JOB_ID": "7",
         "PORT": port,
         "SIDECAR_PORT": sidecar_port,
-        "LOADGEN_FLAGS": f"{flags} --set power.baseline_s=0.5 --quiet",
-        "POLL_S": "0.05",
+        "LOADGEN_FLAGS": f"{flags} --set prompts.max_new_tokens=8 --set power.baseline_s=0.5 --quiet",
+        "POLL_S": "0.2",
         "START_LIMIT_S": "20",
         "END_LIMIT_S": "5",
     }
     return ["bash", str(SBATCH), *(word.replace("PORT", port) for word in server)], env
 
 
-def left_behind(env: dict[str, str]) -> list[str]:
-    """Processes that still have this job's environment."""
-    marks = (f"SIDECAR_PORT={env['SIDECAR_PORT']}".encode(), f"PORT={env['PORT']}".encode())
+def processes_of(env: dict[str, str]) -> list[psutil.Process]:
+    """Those that have this job's environment."""
+    marks = {"SIDECAR_PORT": env["SIDECAR_PORT"], "PORT": env["PORT"]}
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            entries = (path / "environ").read_bytes().split(b"\0")
-            if all(mark in entries for mark in marks):
-                found.append((path / "cmdline").read_text())
-        except OSError:
-            continue
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's, or gone by now
+            if marks.items() <= process.environ().items():
+                found.append(process)
     return found
 
 
-SERVE = ("loadgen", "serve", "--port", "PORT")
+@contextmanager
+def started(words: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A job that runs in the block; what it leaves behind is ended with it, and is a failure."""
+    pipe = subprocess.PIPE
+    batch = subprocess.Popen(words, env=env, stdout=pipe, stderr=pipe, text=True)
+    try:
+        yield batch
+        batch.communicate()  # nothing to do when it has ended
+        assert [p.cmdline() for p in processes_of(env)] == []
+    finally:
+        for process in processes_of(env):
+            process.kill()
+        batch.communicate()
 
 
-def test_a_job_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    words, env = job(tmp_path, *SERVE)
-    done = run(*words, env=env)
-    (path,) = (tmp_path / "runs").glob("*-fixed_50ms-*")
-    assert done.stdout.splitlines()[-1] == str(path), done.stderr
-    manifest = json.loads((path / "run.json").read_text())
-    (sidecar,) = manifest["sidecars"]
+SERVE = ("loadgen", "serve", "--no-warm-up", "--port", "PORT")
+
+
+def test_a_job_measures_one_that_is_stopped_keeps_its_run_and_both_leave_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    """Two jobs at once, on ports of their own."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    with (
+        started(*job(tmp_path / "cut", *SERVE, flags="--request-count 10000")) as cut,
+        started(*job(tmp_path / "whole", *SERVE)) as whole,
+    ):
+        end_s = wall.monotonic() + 30
+        while not any(p.stat().st_size for p in (tmp_path / "cut" / "runs").glob("*/requests.jsonl")):
+            assert cut.poll() is None and wall.monotonic() < end_s, cut.communicate()
+            wall.sleep(0.05)
+        cut.terminate()
+        cut.communicate(timeout=20)
+        stdout, stderr = whole.communicate(timeout=30)
+    assert cut.returncode == cli.INTERRUPTED
+    (path,) = (tmp_path / "cut" / "runs").glob("*/run.json")
+    assert json.loads(path.read_text())["status"] == "interrupted"
+
+    assert whole.returncode in (cli.OK, cli.INVALID), stderr  # loadgen's own: nothing here meters energy
+    (path,) = (tmp_path / "whole" / "runs").glob("*-fixed_50ms-*")
+    assert stdout.splitlines()[-1] == str(path)
+    (sidecar,) = json.loads((path / "run.json").read_text())["sidecars"]
     assert sidecar["samples"]["missing"] == 0
     assert sidecar["clock"]["end"] is not None
     assert len((path / "requests.jsonl").read_text().splitlines()) >= 10
-    assert done.returncode in (cli.OK, cli.INVALID)  # loadgen's own: nothing here meters a server's energy
-    assert "sidecar" in (tmp_path / "runs" / "job-7" / "sidecar.log").name
-    assert not list(tmp_path.glob("loadgen-sidecar.*"))
-    assert left_behind(env) == []
+    assert (tmp_path / "whole" / "runs" / "job-7" / "sidecar.log").exists()
+    assert not list((tmp_path / "whole").glob("loadgen-sidecar.*"))
 
 
 def test_a_job_whose_server_ends_says_so_and_ends(tmp_path: Path) -> None:
-    words, env = job(tmp_path, "sh", "-c", "echo no weights; exit 1")
-    done = run(*words, env=env)
-    assert done.returncode == 3
-    assert "the server ended before it was healthy" in done.stderr
+    with started(*job(tmp_path, "sh", "-c", "echo no weights; exit 1")) as batch:
+        _, stderr = batch.communicate(timeout=30)
+    assert batch.returncode == 3
+    assert "the server ended before it was healthy" in stderr
     assert (tmp_path / "runs" / "job-7" / "server.log").read_text() == "no weights\n"
-    assert left_behind(env) == []
-
-
-def test_a_job_that_is_stopped_keeps_its_run(tmp_path: Path) -> None:
-    words, env = job(tmp_path, *SERVE, flags="--request-count 10000")
-    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as batch:
-        end_s = wall.monotonic() + 30
-        while not any(p.stat().st_size for p in (tmp_path / "runs").glob("*/requests.jsonl")):
-            assert batch.poll() is None and wall.monotonic() < end_s, batch.communicate()
-            wall.sleep(0.05)
-        os.kill(batch.pid, signal.SIGTERM)
-        try:
-            batch.communicate(timeout=20)
-        finally:
-            batch.kill()  # nothing to do when it has ended
-    assert batch.returncode == cli.INTERRUPTED
-    (manifest,) = (tmp_path / "runs").glob("*/run.json")
-    assert json.loads(manifest.read_text())["status"] == "interrupted"
-    assert left_behind(env) == []

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Time
-from exporters import dcgm_rows, exporting
+from exporters import answering, dcgm_rows, exporting
 from made_runs import lattice, run_of
 
 from analysis.energy import measure
 from loadgen import clock
 from loadgen.errors import PowerError
+from loadgen.power import web
 from loadgen.power.dcgm import DcgmSource
 from loadgen.power.sampler import sample
 from loadgen.scenario import Scenario
@@ -56,6 +57,18 @@ def test_a_board_s_counter_and_average_power_in_si_units(time: Time) -> None:
     }
 
 
+def test_the_names_and_the_joules_of_version_4_9_are_read_and_the_old_ones_beside_them_once() -> None:
+    new, old = dcgm_rows(0, 409.692, 319159, since_4_9=True), dcgm_rows(0, 409.692, 319159.391)
+    raw = new.splitlines()[1].replace("POWER_WATTS", "POWER_RAW_WATTS") + "\n"
+    for page in (new, new + old):
+        source = opened(page + raw)
+        assert [(r.domain, r.energy_j or r.power_w) for r in source.last] == [  # type: ignore[attr-defined]
+            ("gpu0", pytest.approx(319159, abs=0.5)),
+            ("gpu0.instant", 409.692),
+            ("gpu0.average", 409.692),
+        ]
+
+
 @pytest.mark.parametrize("model", ["NVIDIA A100-SXM4-80GB", "NVIDIA A30", "Tesla V100-SXM2-32GB", "Tesla T4"])
 def test_ga100_and_older_boards_show_instantaneous_power(model: str) -> None:
     """nvml.h: nvmlDeviceGetPowerUsage averages over 1 s on Ampere (except GA100) and newer only."""
@@ -68,7 +81,9 @@ def test_ga100_and_older_boards_show_instantaneous_power(model: str) -> None:
 def test_other_boards_show_an_average_and_field_157_is_the_instant(model: str) -> None:
     rows = dcgm_rows(0, 50, 1, model=model)
     assert names(opened(rows)) == ["gpu0", "gpu0.average"]
-    instant = rows.splitlines()[1].replace("POWER_USAGE", "POWER_USAGE_INSTANT").replace("50.0", "61.0")
+    instant = (
+        rows.splitlines()[1].replace("POWER_USAGE", "POWER_USAGE_INSTANT").replace("50.0", "61.0") + "\n"
+    )
     source = opened(rows + instant)
     assert names(source) == ["gpu0", "gpu0.instant", "gpu0.average"]
     assert [r.power_w for r in source.last] == [None, 61.0, 50.0]  # type: ignore[attr-defined]
@@ -130,6 +145,22 @@ def test_dcgm_s_ways_of_saying_no_value_are_gaps_and_not_readings(blank: str) ->
 def test_what_is_no_exporter_is_refused_with_the_reason(page: tuple[int, bytes], match: str) -> None:
     with exporting({"/metrics": lambda: page}) as exporter, pytest.raises(PowerError, match=match):
         DcgmSource.open(exporter.url)
+
+
+def test_an_answer_that_is_cut_or_never_ends_is_an_error_and_no_shorter_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of a counter's digits would be a counter that ran backwards."""
+    monkeypatch.setattr(web, "TIMEOUT_S", 0.3)
+    page = dcgm_rows(0, 50, 319159).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+    with answering(head % len(page) + page[:-3]) as url, pytest.raises(PowerError, match="cut short"):
+        DcgmSource.open(url)
+    with (
+        answering(head % 10**6 + page, drip=b"# \n") as url,
+        pytest.raises(PowerError, match=r"longer than 0\.3 s"),
+    ):
+        DcgmSource.open(url)
 
 
 def test_nothing_listening_is_refused_without_the_credentials() -> None:
@@ -209,10 +240,16 @@ def test_the_sampler_survives_an_exporter_that_fails_for_a_while() -> None:
     async def main(url: str) -> tuple[Any, list[Reading]]:
         found: list[Reading] = []
         stop = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.35, stop.set)
+        asyncio.get_running_loop().call_later(20.0, stop.set)
+
+        def write(readings: Sequence[Reading]) -> None:
+            found.extend(readings)
+            if found[-2].energy_j == 2.0:
+                stop.set()
+
         source = DcgmSource.open(url)
         assert source.blocking
-        return await sample(source, 0.05, found.extend, stop), found
+        return await sample(source, 0.05, write, stop), found
 
     with exporting({"/metrics": page}) as exporter:
         done, found = asyncio.run(main(exporter.url))
@@ -240,12 +277,12 @@ def test_a_scenario_that_cannot_be_meant_is_refused(power: dict[str, Any], match
 def test_a_run_keeps_the_measured_interval_waits_for_the_exporter_and_hides_credentials(
     tmp_path: Path,
 ) -> None:
-    """A real run over loopback: embedded TGI in real time, an exporter renewed every 0.3 s."""
+    """A real run over loopback: embedded TGI in real time, an exporter renewed every 0.2 s."""
     from rich.console import Console
 
     from loadgen import rundir
     from loadgen.experiment import Order, execute
-    from loadgen.launch import Launch
+    from loadgen.launch import Launch, Launcher
     from loadgen.plan import build
     from loadgen.progress import RunView
     from loadgen.server.host import serving
@@ -254,22 +291,29 @@ def test_a_run_keeps_the_measured_interval_waits_for_the_exporter_and_hides_cred
     began_s = clock.now()
 
     def page() -> tuple[int, bytes]:
-        at_s = int((clock.now() - began_s) / 0.3) * 0.3
+        at_s = int((clock.now() - began_s) / 0.2) * 0.2
         return 200, dcgm_rows(0, 100, 100 * at_s).encode()
 
     async def main(exporter_url: str) -> Path:
-        async with serving(Service(Launch(seed=1)), address=("127.0.0.1", 0)) as host:
+        async with serving(
+            Service(Launch(seed=1, launcher=Launcher(warm_up=False))), address=("127.0.0.1", 0)
+        ) as host:
             what = Scenario.model_validate(
                 {
                     "name": "d",
                     "server": {"url": host.url, "metrics_interval_s": 0.1},
-                    "load": {"pattern": "constant", "interval_s": 0.1, "requests": 15},
+                    "load": {
+                        "pattern": "constant",
+                        "interval_s": 0.05,
+                        "requests": 20,
+                        "warmup_requests": 0,
+                    },
                     "prompts": {"source": "synthetic", "max_new_tokens": 4},
                     "power": {
                         "source": "dcgm",
                         "url": exporter_url.replace("//", "//user:s3cret@"),
                         "interval_s": 0.05,
-                        "baseline_s": 0.2,
+                        "baseline_s": 0.1,
                     },
                 }
             )
@@ -279,8 +323,8 @@ def test_a_run_keeps_the_measured_interval_waits_for_the_exporter_and_hides_cred
     with exporting({"/metrics": page}) as exporter:
         path = asyncio.run(main(exporter.url))
     manifest, readings = rundir.read_manifest(path), rundir.read_readings(path)
-    assert [d["update_s"] for d in manifest["power"]["domains"]] == pytest.approx([0.3, 0.3], abs=0.06)
+    assert [d["update_s"] for d in manifest["power"]["domains"]] == pytest.approx([0.2, 0.2], abs=0.06)
     assert manifest["power"]["label"] == "measured" and manifest["gpus"][0]["uuid"] == "GPU-0aaa"
-    assert readings[-1].t_s >= manifest["window"]["end_s"] + 0.25
+    assert readings[-1].t_s >= manifest["window"]["end_s"] + 0.15
     assert manifest["metrics"]["family"] == "tgi"
     assert "s3cret" not in (path / "run.json").read_text()

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -166,10 +165,7 @@ print(json.dumps(found))
 
 def look(library: Path, boards: Sequence[Board], host: fake_nvml.Host | None = None) -> dict[str, Any]:
     """The doctor's report of a machine with these boards, in simulated time."""
-    env = fake_nvml.environment(library, boards, host)
-    done = subprocess.run([sys.executable, "-c", LOOK], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(fake_nvml.python(library, LOOK, boards, host))
     return found
 
 
@@ -222,6 +218,15 @@ def test_a_board_that_falls_off_while_it_is_read_says_so_in_its_rows(library: Pa
     assert not any("fallen off" in w for w in found["warnings"])
 
 
+def test_what_is_said_of_the_processes_is_no_reason_why_a_domain_is_missing(library: Path) -> None:
+    """A board without a counter whose processes are not told either."""
+    board = Board(counter=fake_nvml.NO_COUNTER, processes_ret=fake_nvml.NO_PERMISSION)
+    found = look(library, [board])
+    rows = {d["domain"]: d["reason"] for d in found["domains"]}
+    assert "no energy counter" in rows["gpu0"] and "who computes" not in rows["gpu0"]
+    assert any("who computes on it is not known" in w for w in found["warnings"])
+
+
 def test_grace_hoppers_counter_is_the_modules_and_the_gpus_row_says_so(library: Path) -> None:
     found = look(library, [Board(low=150, name="NVIDIA GH200", counter=fake_nvml.MODULE_COUNTER, c2c=1)])
     rows = {d["domain"]: d for d in found["domains"]}
@@ -263,6 +268,65 @@ def test_without_nvidia_boards_what_zeus_finds_is_examined(
     test_zeus.install(monkeypatch)
     lone = rows_of(power.power_here(powercap=made.root, pause=made.pause))["gpu"]
     assert lone.reason and "nvml: no library" in lone.reason and "zeus: no device can be read" in lone.reason
+
+
+class Failing:
+    """A board whose instant sensor ends, after which its counter is said to stand still."""
+
+    boards = ()
+
+    def __init__(self, now: list[float]) -> None:
+        self.now, self.warnings = now, ["power: gpu0: something known before"]
+
+    def domains(self) -> list[Domain]:
+        return [Domain("gpu0", "counter"), Domain("gpu0.instant", "instant")]
+
+    def read(self) -> list[Reading]:
+        late = self.now[0] > 0.5
+        if late and len(self.warnings) == 1:
+            self.warnings += ["power: gpu0: it hangs: reset it", "power: gpu0: its counter stands still"]
+        counted = Reading(self.now[0], "gpu0", energy_j=self.now[0])
+        return [counted] if late else [counted, Reading(self.now[0], "gpu0.instant", power_w=5.0)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_reason_is_all_that_was_said_while_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last thing said was kept, which need not be why."""
+    now = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    monkeypatch.setattr(power, "open_boards", lambda gpus: Failing(now))
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    rows = rows_of(power.power_here(powercap=Path("/nowhere"), pause=pause))
+    assert rows["gpu0"].reason is None
+    assert rows["gpu0.instant"].reason == "it hangs: reset it; then its counter stands still"
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_a_chip_that_meters_its_processor_has_no_row_that_says_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chip = test_zeus.Jetson(test_zeus.JetsonMeasurement(1500.0, 2500.0, 9000.0))
+    test_zeus.install(monkeypatch, soc=chip)
+    now = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+        old = chip.now
+        chip.now = test_zeus.JetsonMeasurement(1500 + now[0], 2500 + now[0], 9000 + 2 * now[0])
+        assert old is not chip.now
+
+    seen = power.power_here(powercap=tmp_path / "nowhere", pause=pause)
+    assert [(f.domain, f.reason) for f in seen.findings if f.domain != "ram"] == [
+        ("gpu0", None),
+        ("cpu0.package", None),
+        ("soc0", None),
+    ]
 
 
 def made_report(**changes: Any) -> dict[str, Any]:

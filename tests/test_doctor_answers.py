@@ -96,7 +96,8 @@ def test_a_server_that_wants_a_key_says_so_in_one_line_and_gets_it(monkeypatch: 
 def test_a_server_that_never_answers_is_given_up_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "PROBE_TIMEOUT_S", 0.05)
     facts = asyncio.run(at({"/info": "hang", "/v1/models": "hang"}, user="u:secret@"))
-    assert facts["reason"] == f"{facts['url']}: no answer in 0.05 s"
+    told = "no answer in 0.05 s: start the server, or open or forward its port"
+    assert facts["reason"] == f"{facts['url']}: {told}"
     assert facts["kind"] is None and "secret" not in facts["url"]
 
 
@@ -148,7 +149,7 @@ SIDECAR: dict[str, Any] = {
     "id": "7d1f",
     "interval_s": 0.05,
     "domains": [asdict(Domain("gpu0", "counter", None, "NVML total energy; H200", 0.1))],
-    "boards": [{"domain": "gpu0", "uuid": "GPU-1"}],
+    "boards": [{"domain": "gpu0", "uuid": "GPU-1", "name": "NVIDIA H200", "power_limit_w": 700.0}],
     "reasons": {"gpu": None, "cpu": "rapl: permission denied: chmod a+r it", "ram": None},
     "warnings": ["power: gpu0: one thing"],
     "overhead": {"cpu_share": 0.012, "wake_late_p99_s": 3e-4},
@@ -193,7 +194,10 @@ def test_a_sidecar_is_examined_with_its_domains_overhead_and_clock() -> None:
     text = printed(made_report(sidecar=found))
     for words in (
         "a sample every 50 ms",
-        "gpu0: counter every 100 ms; NVML total energy",
+        "gpu0: counter (every 100 ms); NVML total energy",
+        "gpu0: NVIDIA H200 GPU-1",
+        "power limit 700 W, driver unknown, MIG off",
+        "by the sidecar: gpu0",
         "cpu: rapl: permission denied",
         "note: power: gpu0: one thing",
         "tgi (41, 1.0 GiB)",
@@ -229,7 +233,8 @@ def test_nothing_at_either_address_is_one_clean_sentence_each(
     assert cli.main([*words, "--sidecar-token-file", str(tmp_path / "token")]) == 1
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     server = next(line for line in lines if line.startswith("server"))
-    assert server == "server   http://127.0.0.1:9/info: nothing answers: connection refused"
+    refused = "nothing answers: connection refused: start the server, or open or forward its port"
+    assert server == f"server   http://127.0.0.1:9/info: {refused}"
     sidecar = next(line for line in lines if line.startswith("sidecar"))
     assert "nothing answers: connection refused: start `loadgen sidecar`" in sidecar
     assert cli.main([*words, "--sidecar-token-file", str(tmp_path / "none")]) == 2

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import io
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from made_runs import AVERAGE, COUNTER, INSTANT, constant, lattice, power, run_of
+from rich.console import Console
 
 from analysis import energy, lint_boards
 from analysis.energy import PartEnergy
 from analysis.load import Run, build_run
+from analysis.show import render
 from analysis.summary import summarize
 from loadgen.types import BoardState, Domain, Floats, Reading
 
@@ -142,6 +145,17 @@ def test_host_parts_keep_their_own_labels() -> None:
     )
 
 
+def test_a_constant_estimate_claims_no_active_energy_of_0_j() -> None:
+    """Found: 50 W assumed for a CPU were shown as 0 J that the work added."""
+    readings = [Reading(0.1 * k - 2, "cpu0.package", energy_j=5.0 * k) for k in range(1041)]
+    run = run_of([], readings, domains=[Domain("cpu0.package", "estimated")], end_s=100.0)
+    cpu = summarize(run)["energy"]["cpu"]
+    assert cpu["total_j"]["value"] == pytest.approx(5000.0)
+    assert cpu["idle_power_w"]["value"] == pytest.approx(50.0)
+    assert cpu["active_j"]["value"] is None and cpu["static_j"]["value"] is None
+    assert "constant estimate" in cpu["active_j"]["method"]
+
+
 def test_nothing_read_is_unavailable_with_the_manifests_reason() -> None:
     gpu = _gpu(run_of(lattice(3, 1.0)))
     assert gpu.total_j is None
@@ -176,8 +190,22 @@ def test_boards_of_several_hosts_are_boards_of_their_own_and_summed() -> None:
     assert [parts[p].total_j for p in ("gpu", "cpu", "ram")] == pytest.approx([60_000.0, 5000.0, 2000.0])
 
 
+@pytest.mark.parametrize("host", ["", "node0/"])
+def test_a_declared_reason_makes_a_sum_over_hosts_unavailable_but_hides_no_estimate(host: str) -> None:
+    """Found: an embedded run says that its host is not simulated, and still estimates it."""
+    domain = Domain(f"{host}cpu0.package", "estimated")
+    reasons = {"gpu": None, "cpu": "node1: permission denied on energy_uj", "ram": None}
+    power = {"interval_s": 0.1, "domains": [asdict(domain)], "reason": None, "reasons": reasons}
+    run = run_of([], _counter(domain.name, 50.0), end_s=100.0, power=power)
+    parts = energy.measure(run, np.array([0.0, 100.0]))
+    assert (parts["cpu"].total_j is None) is bool(host)
+    said = list(lint_boards.warnings(run, parts))
+    assert said == [f"energy of cpu is unavailable: {reasons['cpu']}"] * bool(host)
+
+
 def test_memory_module_and_dram_are_in_no_sum_but_shown() -> None:
     names = ["gpu0", "gpu0.memory", "gpu0.module", "gpu0.module_energy", "cpu0.package", "cpu0.dram"]
+    names += ["ane0", "node1/soc0"]
     readings = [r for k, name in enumerate(names) for r in _counter(name, 10.0 * (k + 1))]
     run = run_of([], readings, domains=[Domain(n, "counter") for n in names], end_s=100.0)
     parts = energy.measure(run, np.array([0.0, 100.0]))
@@ -188,8 +216,16 @@ def test_memory_module_and_dram_are_in_no_sum_but_shown() -> None:
         "gpu0.module": 3000.0,
         "gpu0.module_energy": 4000.0,
         "cpu0.dram": 6000.0,
+        "ane0": 7000.0,
+        "node1/soc0": 8000.0,
     }
-    assert summarize(run)["energy"]["apart"] == pytest.approx(expected)
+    summary = summarize(run)
+    assert summary["energy"]["apart"] == pytest.approx(expected)
+    console = Console(width=300, file=io.StringIO())
+    render(summary, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "in no sum  gpu0.memory 2.00 kJ, gpu0.module 3.00 kJ (with the CPU beside it)" in shown
+    assert "ane0 7.00 kJ, node1/soc0 8.00 kJ (the whole module)" in shown
 
 
 def test_each_part_says_why_it_was_not_read() -> None:
@@ -224,14 +260,10 @@ def test_a_window_states_how_far_off_its_energy_can_be_or_why_that_is_not_known(
     assert gpu.within_j is not None and gpu.within_j[0] < 20_000.0 < gpu.within_j[1]
     assert gpu.bound_j is not None and gpu.bound_j < 200.0 * 0.5
     power_only = [r for r in constant(200.0, 100.0) if r.power_w is not None]
-
-    def of(**sensor: float) -> PartEnergy:
-        domains = [Domain("gpu0.instant", "instant", **sensor)]
-        return _gpu(run_of([], power_only, domains=domains, end_s=100.0))
-
-    assert of(averaging_s=0.1, update_s=0.1).bound_j == pytest.approx(0.0, abs=1e-6)
-    assert "25 ms of every 100 ms" in str(of(averaging_s=0.025, update_s=0.1).bound_reason)
-    assert "is not known" in str(of().bound_reason)
+    for averaging_s in (0.025, 0.1):  # even of a sensor that sees all: what is within its mean is unseen
+        domains = [Domain("gpu0.instant", "instant", averaging_s, "", 0.1)]
+        unbounded = _gpu(run_of([], power_only, domains=domains, end_s=100.0))
+        assert unbounded.bound_j is None and "gpu0.instant is power" in str(unbounded.bound_reason)
     clock = {"start": {"at_s": 0.0}, "end": None, "drift_ppm": None, "bound_s": None}
     sidecars = [{"name": "node0", "domains": ["gpu0"], "clock": clock, "metrics": False}]
     remote = run_of([], constant(200.0, 100.0), end_s=100.0, sidecars=sidecars)

@@ -158,7 +158,9 @@ class Host:
 
     async def _run(self, parent: Path, url: str, power: dict[str, Any]) -> Path:
         load = {"pattern": "constant", "interval_s": 0.05, "requests": 40, "warmup_requests": 1}
-        tree = {"name": "t", "seed": 1, "load": load, "server": {"url": url}, "power": power}
+        # No scrape: it would look the host's name up, which virtual time cannot wait for.
+        server = {"url": url, "metrics_interval_s": 0}
+        tree = {"name": "t", "seed": 1, "load": load, "server": server, "power": power}
         tree["prompts"] = {"source": "synthetic", "max_new_tokens": 8}
         what = Scenario.model_validate(tree)
         launch = Launch(model="llama-3.1-8b", gpu="h100-sxm", dtype="bfloat16", seed=1)

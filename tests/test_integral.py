@@ -97,6 +97,14 @@ def test_publications_are_found_within_a_millisecond_or_so(
     assert (found_s >= t_s[new - 1]).all() and (found_s <= t_s[new]).all()
 
 
+def test_asked_only_near_an_instant_it_finds_there_what_it_finds_everywhere() -> None:
+    t_s, value, _ = polled(lambda t: 300.0 * t + 50.0 * np.sin(3 * t), seconds=200.0)
+    everywhere = integral.counter_curve(t_s, value, 0.1)
+    near = integral.counter_curve(t_s, value, 0.1, np.array([21.3, 150.07]))
+    assert near.between(21.3, 150.07) == everywhere.between(21.3, 150.07)
+    assert near.between(40.0, 90.0) == pytest.approx(everywhere.between(40.0, 90.0), rel=0.01)
+
+
 def test_irregular_publications_are_put_in_the_middle_of_what_is_known() -> None:
     rng = np.random.default_rng(3)
     at_s = np.cumsum(rng.uniform(0.06, 0.4, 300))
@@ -149,12 +157,29 @@ def test_an_uncertain_clock_widens_the_bound_by_its_power() -> None:
     assert widened_j == pytest.approx(4 * 400.0 * 0.5, abs=4 * 400.0 * 0.1)
 
 
-def test_held_power_of_a_step_is_off_by_at_most_the_step_for_one_reading() -> None:
-    t_s = np.arange(0.0, 20.0, 0.1)
-    power_w = np.where(t_s < 10.0, 100.0, 500.0)
-    assert integral.held_within_j(t_s, power_w, 5.0, 15.0, 0.0) == pytest.approx(400.0 * 0.1)
-    assert integral.held_within_j(t_s, power_w, 5.0, 15.0, 1.1) == pytest.approx(400.0 * (0.1 + 1.1))
-    assert integral.held_within_j(t_s, np.full_like(t_s, 90.0), 5.0, 15.0, 1.1) == 0.0
+@pytest.mark.parametrize("update_s", [0.1017, 0.0963])
+def test_a_switch_between_two_publications_is_found_where_it_was(update_s: float) -> None:
+    """A straight line through it would be up to 600 W x a quarter of the update off: 15 J."""
+    at_s = 10.0 + 0.31 * np.arange(100)
+
+    def true_j(t_s: Floats) -> Floats:
+        level_w = np.where(np.arange(101) % 2 == 0, 100.0, 700.0)
+        edges_s = np.concatenate([[-5.0], at_s, [90.0]])
+        return np.interp(t_s, edges_s, np.concatenate([[0.0], np.cumsum(level_w * np.diff(edges_s))]))
+
+    t_s, value, _ = polled(true_j, publish_s=update_s)
+    curve = integral.counter_curve(t_s, value, 0.1)
+    off_j = curve.at(at_s) - curve.at(np.array([9.0])) - (true_j(at_s) - true_j(np.array(9.0)))
+    assert np.quantile(np.abs(off_j), 0.95) < 1.5
+    assert (np.diff(curve.energy_j) >= 0).all()
+
+
+def test_no_switch_is_made_up_after_a_gap() -> None:
+    t_s, value, _ = polled(lambda t: 100.0 * t + 600.0 * np.maximum(0.0, t - 25.0), seconds=60.0)
+    kept = (t_s < 20.0) | (t_s > 31.0)
+    curve = integral.counter_curve(t_s[kept], value[kept], 0.1)
+    inside = (curve.t_s > 20.1) & (curve.t_s < 30.9)
+    assert not inside.any()
 
 
 def test_coverage_is_the_share_near_a_reading() -> None:

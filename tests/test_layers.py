@@ -60,7 +60,6 @@ LAYERS: list[set[str]] = [
         "loadgen.sidecar.directory",
         "loadgen.sidecar.exposition",
         "loadgen.sidecar.live",
-        "loadgen.sidecar.owner",
         "loadgen.sidecar.routes",
         "loadgen.sidecar.sampler",
         "loadgen.sidecar.sources",

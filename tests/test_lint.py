@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from analysis import energy, floor, latency, lint
 from analysis.lint import Verdict
 from analysis.load import Run
 from loadgen.physics.boards import GPUS
-from loadgen.types import Reading
+from loadgen.types import Domain, Reading
 
 H100 = {"kind": "tgi", "model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "h100-sxm", "dtype": "bfloat16"}
 
@@ -106,12 +106,29 @@ def test_gap_of_more_than_3_periods_and_backwards_counter_are_invalid() -> None:
     three = [r for r in readings if not 50.05 < r.t_s < 50.25]
     assert _judge(run_of(lattice(200, 0.5), three)).valid
     four = [r for r in readings if not 50.05 < r.t_s < 50.35]
-    assert len([r for r in _judge(run_of(lattice(200, 0.5), four)).reasons if "without a reading" in r]) == 2
+    gap = _one(_judge(run_of(lattice(200, 0.5), four)), "without a reading")
+    assert "0.4 s without a reading of gpu0, gpu0.instant, more than 3 periods of 0.1 s" in gap
     reset = [
         replace(r, energy_j=r.energy_j - 9000.0) if r.energy_j is not None and r.t_s > 50 else r
         for r in readings
     ]
     assert _one(_judge(run_of(lattice(200, 0.5), reset)), "the counter of gpu0 ran backwards")
+
+
+def test_stamps_of_the_sensors_own_are_no_gap_however_fast_it_is_read() -> None:
+    """Found: read every 20 ms, the stamps of a sensor that publishes every 100 ms were gaps of 5 periods."""
+    instant = Domain("gpu0.instant", "instant", 0.1, "", 0.1)
+    t_s = -2.0 + 0.02 * np.arange(5201)
+    readings = [Reading(round(0.1 * np.floor(t / 0.1 + 1e-6), 6), "gpu0.instant", power_w=300.0) for t in t_s]
+    power = {"interval_s": 0.02, "domains": [asdict(instant)], "reason": None}
+    run = run_of(lattice(200, 0.5), readings, end_s=100.0, power=power)
+    assert _judge(run) == Verdict((), ())
+    gpu = energy.measure(run, np.array([0.0, 100.0]))["gpu"]
+    assert (gpu.total_j, gpu.coverage) == pytest.approx((30_000.0, 1.0))
+    holed = [r for r in readings if not 50.0 < r.t_s < 50.45]
+    assert "more than 3 periods of 0.1 s" in _one(
+        _judge(run_of(lattice(200, 0.5), holed, end_s=100.0, power=power)), "without a reading"
+    )
 
 
 def test_power_over_the_limit_of_all_boards_is_invalid() -> None:

@@ -14,6 +14,7 @@ from made_runs import COUNTER, INSTANT, constant, lattice, run_of
 from analysis import energy, lint
 from analysis.lint import Verdict
 from analysis.load import build_run
+from analysis.summary import summarize
 from loadgen.types import BoardState, Reading, ServerSample
 
 ROW: dict[str, Any] = {
@@ -37,6 +38,7 @@ ROW: dict[str, Any] = {
         "end": {"pids": [7], "boards": ["gpu0"], "reason": None},
         "others": [],
     },
+    "changed": [],
     "reason": None,
 }
 BOARD = {"domain": "gpu0", "name": "some board", "power_limit_w": 700.0, "mig": False}
@@ -71,6 +73,15 @@ def test_a_run_beside_a_sound_sidecar_is_valid_without_a_word() -> None:
             {"clock__bound_s": None, "reason": "nothing answers"},
             "not asked at the end.*: nothing answers",
         ),
+        (
+            {"clock__bound_s": 12e-3, "clock__end__bound_s": 12e-3},
+            "known within 12 ms only.*: send the load from nearer",
+        ),
+        (
+            {"clock__bound_s": 12e-3},
+            "known within 12 ms only.*: it was set or slewed in mid-run, or the link",
+        ),
+        ({"changed": ["gpu0 is board GPU-b by now, was GPU-a"]}, "gpu-host:9400: gpu0 is board GPU-b by now"),
         ({"samples__missing": 12}, r"12 of 2100 power samples are missing \(one every 0.05 s\)"),
         ({"server__start__boards": []}, r"\(7\) were on no measured board at the run's start"),
         ({"server__end__boards": []}, r"\(7\) were on no measured board at the run's end"),
@@ -101,6 +112,49 @@ def test_where_the_server_runs_may_be_unknown_and_is_then_said(when: str) -> Non
     verdict = judged(changed(**{f"server__{when}": look}))
     assert verdict.valid and len(verdict.warnings) == 1
     assert f"at the {when}: nobody listens on port 8080 there" in verdict.warnings[0]
+
+
+def test_a_sidecar_that_did_not_say_at_the_end_where_the_server_was_is_told() -> None:
+    verdict = judged(changed(server__end=None, reason="no answer in 5 s"))
+    assert verdict.valid and "was not asked at the end whether" in verdict.warnings[0]
+
+
+def test_boards_that_the_run_read_itself_are_judged_by_the_same_rules() -> None:
+    def here(boards: list[str] | None, *others: dict[str, Any], reason: str | None = None) -> Verdict:
+        look = {"pids": [7], "boards": boards, "reason": reason}
+        power = {
+            "interval_s": 0.1,
+            "domains": [vars_of(COUNTER), vars_of(INSTANT)],
+            "server": {"start": look, "end": look, "others": list(others)},
+        }
+        run = run_of(lattice(200, 0.5), constant(300.0, 100.0), power=power, gpus=[BOARD])
+        return lint.judge(run, energy.measure(run, np.array([0.0, run.end_s])))
+
+    assert here(["gpu0"]) == Verdict((), ())
+    nowhere = here([])
+    assert len(nowhere.reasons) == 2 and all("on no measured board" in r for r in nowhere.reasons)
+    assert "gpu0 was shared: a (9)" in here(["gpu0"], {"board": "gpu0", "pid": 9, "name": "a"}).reasons[0]
+    unknown = here(None, reason="nobody listens")
+    assert unknown.valid and "this machine: not known whether" in unknown.warnings[0]
+
+
+def test_a_part_that_one_of_the_hosts_does_not_read_has_no_total_but_the_reason() -> None:
+    """It was summed over the others, with a warning."""
+    package = {"name": "node1/cpu0.package", "method": "counter"}
+    power = {
+        "interval_s": 0.1,
+        "domains": [vars_of(COUNTER), vars_of(INSTANT), package],
+        "reasons": {"gpu": None, "cpu": "node0: no RAPL", "ram": None},
+    }
+    readings = [
+        *constant(300.0, 100.0),
+        *(Reading(float(t), package["name"], energy_j=t) for t in range(120)),
+    ]
+    run = run_of(lattice(200, 0.5), readings, power=power, sidecars=[ROW])
+    parts = energy.measure(run, np.array([0.0, run.end_s]))
+    assert parts["gpu"].total_j is not None
+    assert parts["cpu"].total_j is None and parts["cpu"].reason == "node0: no RAPL"
+    assert summarize(run)["energy"]["cpu"]["reason"] == "node0: no RAPL"
 
 
 def test_ticks_that_the_sampler_skipped_are_a_warning_from_one_percent() -> None:

@@ -59,10 +59,14 @@ def test_tgi_shows_a_series_only_after_its_first_sample_and_absence_is_not_zero(
     assert family_of(page) is TGI
     assert server_sample(page, TGI, 1.0) == ServerSample(1.0)
     page += b"tgi_queue_size 2\ntgi_request_input_length_sum 30\ntgi_request_input_length_count 3\n"
-    page += (
-        b'tgi_request_generated_tokens_bucket{le="+Inf"} 3\ntgi_request_generated_tokens_sum 41'  # cut there
-    )
+    page += b'tgi_request_generated_tokens_bucket{le="+Inf"} 3\ntgi_request_generated_tokens_sum 41\n'
     assert server_sample(page, TGI, 1.0) == ServerSample(1.0, waiting=2, prompt_tokens=30, output_tokens=41)
+
+
+def test_a_page_that_ends_in_mid_number_gives_no_smaller_number() -> None:
+    assert server_sample(b"tgi_queue_size 2\ntgi_request_input_length_sum 30", TGI, 1.0) == ServerSample(
+        1.0, waiting=2
+    )
 
 
 def test_sglang_s_ranks_repeat_one_count_and_its_data_parallel_engines_add_up() -> None:
@@ -115,7 +119,7 @@ def test_a_garbled_line_is_an_error_and_one_elsewhere_is_not(line: bytes) -> Non
 def test_the_page_on_metrics_names_every_series_that_is_read() -> None:
     told = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
     names = {name for family in FAMILIES for several in family.names.values() for name in several}
-    assert len(names | set(NAMES)) == 4 + 6 + 6 + 5 + 5
+    assert len(names | set(NAMES)) == 4 + 6 + 6 + 5 + 8
     assert not [name for name in names | set(NAMES) if f"`{name}" not in told]
 
 
@@ -138,6 +142,11 @@ def test_a_page_of_500_lines_is_read_within_a_millisecond() -> None:
         return time.perf_counter() - before_s
 
     assert min(once() for _ in range(50)) < 1e-3
+
+
+def test_a_page_of_nothing_but_its_series_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(PageError, match="20000 series of tgi_batch_current_size"):
+        server_sample(b"tgi_queue_size 1\n" * 20_000, TGI, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from fake_nvml import (
     Host,
     build,
     drive,
-    environment,
+    python,
     read_times,
 )
 
@@ -154,6 +154,13 @@ def test_an_index_is_nvmls_whatever_cuda_visible_devices_says(library: Path) -> 
         ((), Host(), None, "shows no board: it is masked"),
         (PLAIN_PAIR, Host(), ["GPU-9"], "no board for 'GPU-9'; there are 0: GPU-10000000-aaaa"),
         (PLAIN_PAIR, Host(), ["GPU-"], "2 boards for 'GPU-'"),
+        (PLAIN_PAIR, Host(), ["MIG-1"], "a MIG instance has no power of its own: give its board's UUID"),
+        (
+            (Board(handle_ret=NO_PERMISSION), Board()),
+            Host(),
+            [0],
+            "no board for '0'; there are 1: GPU-20000000-aaaa; the board with index 0 is not read: Insuff",
+        ),
         ((Board(handle_ret=NO_PERMISSION),), Host(), None, "index 0 is not read: Insufficient Permissions"),
         (
             (Board(name="GeForce", counter=NO_COUNTER, fields_ret=3, usage_ret=3),),
@@ -388,15 +395,15 @@ def test_an_implausible_stamp_is_replaced_and_said_once(library: Path, board: Bo
 
 def test_in_real_time_the_fake_follows_the_monotonic_clock(library: Path) -> None:
     code = (
-        "import json; from loadgen.power.nvml import NvmlSource; s = NvmlSource.open()\n"
-        "print(json.dumps([[r.t_s, r.domain, r.power_w, r.energy_j] for r in s.read()]))\n"
+        "import json, os; from loadgen.power.nvml import NvmlSource; s = NvmlSource.open()\n"
+        "rows = [[r.t_s, r.domain, r.power_w, r.energy_j] for r in s.read()]\n"
+        "print(json.dumps([rows, os.environ['FAKE_ORIGIN_S']]))\n"
         "s.reopen(); assert len(s.read()) == 3; assert not s.warnings"
     )
-    env = environment(library, [Board(low=100, high=400, period=0.2)], real_time=True)
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = {domain: (t, w, j) for t, domain, w, j in json.loads(done.stdout)}
-    since_s = rows["gpu0"][0] - float(env["FAKE_ORIGIN_S"])
+    said = python(library, code, [Board(low=100, high=400, period=0.2)], real_time=True)
+    read, origin_s = json.loads(said)
+    rows = {domain: (t, w, j) for t, domain, w, j in read}
+    since_s = rows["gpu0"][0] - float(origin_s)
     assert 0 < since_s < 30
     assert rows["gpu0"][2] == pytest.approx(250 * since_s, abs=400 * 0.1 + 20)
     assert -0.2 < rows["gpu0.instant"][0] - rows["gpu0"][0] < 0.05
@@ -487,14 +494,54 @@ def test_a_sensor_that_fails_alone_leaves_a_gap_in_its_own_domain(library: Path)
         "before = [r.domain for r in s.read()]; assert d.fake_configure(again) == 0\n"
         "after = [r.domain for r in s.read() + s.read()]; print(json.dumps([before, after, s.warnings]))"
     )
-    env = environment(library, [Board()], real_time=True)
-    env["PYTHONPATH"] += os.pathsep + str(REPO / "tests")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    before, after, warnings = json.loads(done.stdout)
+    before, after, warnings = json.loads(python(library, code, [Board()], real_time=True))
     assert before == ["gpu0", "gpu0.instant", "gpu0.average"]
     assert after == ["gpu0.instant", "gpu0.average"] * 2
-    assert warnings == ["power: gpu0: Unknown Error"]
+    assert len(warnings) == 1 and warnings[0].startswith("power: gpu0: Unknown Error: ")
+
+
+def test_a_board_that_hangs_is_looked_for_again_with_advice(library: Path) -> None:
+    """Every call times out (code 10) from a second on, and answers again later."""
+    code = (
+        "import ctypes, json; from loadgen import clock; from loadgen.errors import PowerError\n"
+        "from loadgen.power.nvml import NvmlSource; import fake_nvml as f\n"
+        "d = ctypes.CDLL('libnvidia-ml.so.1'); d.fake_set_time.argtypes = [ctypes.c_double]\n"
+        "d.fake_now.restype = d.fake_wall.restype = ctypes.c_double; clock.now = d.fake_now\n"
+        "hung = f.script([f.Board(counter_ret=10, fields_ret=10)]).encode(); error = None\n"
+        "s = NvmlSource.open(wall=d.fake_wall); s.read(); d.fake_configure(hung)\n"
+        "try: s.read()\n"
+        "except PowerError as exc: error = str(exc)\n"
+        "d.fake_configure(f.script([f.Board()]).encode()); d.fake_set_time(1.5)\n"
+        "print(json.dumps([error, len(s.read()), s.warnings]))"
+    )
+    error, readings, warnings = json.loads(python(library, code, [Board()]))
+    assert "Timeout: the board hangs" in error and readings == 3
+    assert "answers again after a gap" in warnings[-1] and len(warnings) == 2
+
+
+def test_a_process_whose_name_is_no_text_has_none(library: Path) -> None:
+    got = drive(library, [Board(processes=((255, 7), (77, 8)))], times=[0.0])
+    assert [(p["pid"], p["name"]) for p in got.processes["gpu0"]] == [(77, "/opt/process-77"), (255, None)]
+
+
+def test_an_old_driver_lacks_functions_and_is_read_with_those_it_has(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Without version 3 of the processes, nvidia-ml-py raises what is no NVMLError."""
+    newer = (
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetC2cModeInfoV",
+        "nvmlDeviceGetTemperatureV",
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetArchitecture",
+    )
+    old = build(tmp_path_factory.mktemp("old"), without=newer)
+    got = drive(old, [Board(low=150, reasons=4, processes=((77, 8),))], times=[0.0, 0.1])
+    assert methods(got) == [("gpu0", "counter"), ("gpu0.average", "average")]
+    assert got.series("gpu0.average")[-1][1] == 150.0 and not got.warnings
+    assert (got.states[0]["temperature_c"], got.states[0]["event_reasons"]) == (41, 4)
+    assert [p["pid"] for p in got.processes["gpu0"]] == [77]
 
 
 def test_the_truth_of_the_tests_is_a_sum_over_edges() -> None:

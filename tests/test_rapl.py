@@ -132,6 +132,27 @@ def test_wrapped_counters_integrate_to_the_truth(
     assert curve(package).between(start_s, end_s) == pytest.approx(power_w * (end_s - start_s), rel=1e-6)
 
 
+@pytest.mark.parametrize("root", ["class", "devices", "devices/intel-rapl"])
+def test_zones_in_one_another_are_found_as_those_side_by_side(tmp_path: Path, time: Time, root: str) -> None:
+    """As the kernel has them: links side by side in /sys/class/powercap, into a tree of zones in zones."""
+    tree = two_socket_intel(tmp_path / "class")
+    parts = {key: key.split(":") for key in ["intel-rapl", *sorted(tree.energy_j)]}
+    for key, words in parts.items():
+        inside = [":".join(words[: k + 1]) for k in range(len(words))]
+        place = (tmp_path / "devices").joinpath(*inside)
+        place.parent.mkdir(exist_ok=True)
+        (tree.root / key).rename(place)
+        (tree.root / key).symlink_to(place)
+    source = RaplSource.open(tmp_path / root, sleep=tree.settle)
+    before = energies(source)
+    assert list(before) == ["cpu0.package", "cpu0.dram", "cpu1.package", "cpu1.dram"]
+    time.now_s += 1
+    tree.add(1.0)
+    tree.add(6.0, "intel-rapl:1:2")
+    moved = {name: value - before[name] for name, value in energies(source).items()}
+    assert moved == pytest.approx({"cpu0.package": 1, "cpu0.dram": 7, "cpu1.package": 1, "cpu1.dram": 1})
+
+
 def test_no_tree_says_where_one_would_be(tmp_path: Path) -> None:
     text = refusal(tmp_path / "powercap")
     assert "there is no" in text and "virtual machine or container" in text and "power.cpu_tdp_w" in text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -114,7 +116,7 @@ def window_of(made: Made, poll_s: float = 1e-3) -> tuple[sensor.Window, sensor.U
     t_s, value = made.poll(poll_s)
     update = sensor.update_period(t_s, value)
     assert update.period_s is not None
-    at_s, power_w = sensor.publications(t_s, value, update.period_s)
+    at_s, power_w = sensor.renewals(t_s, value, update.period_s)
     return sensor.averaging_window(at_s, power_w, LOADED, update.poll_s), update
 
 
@@ -201,6 +203,7 @@ TOOL = Path(__file__).resolve().parent.parent / "benchmarks" / "board_sensor.py"
 def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("board_sensor", TOOL)
     assert spec is not None and spec.loader is not None
+    sys.path.insert(0, str(TOOL.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules["board_sensor"] = module
     spec.loader.exec_module(module)
@@ -221,7 +224,7 @@ def test_the_tool_finds_what_the_fake_driver_does(library: Path, tool: ModuleTyp
     averaging = replace(board, window=0.1, average=1.0)
     driven = fake_nvml.drive(library, [board, averaging], seconds=seconds, interval_s=2e-3, jitter_s=5e-4)
     assert driven.error is None
-    with (tmp_path / "readings.jsonl").open("w") as file:
+    with gzip.open(tmp_path / "readings.jsonl.gz", "wt") as file:
         for read in driven.reads:
             values = {
                 name: (t_s, power_w if joules is None else joules) for t_s, name, power_w, joules in read
@@ -232,10 +235,10 @@ def test_the_tool_finds_what_the_fake_driver_does(library: Path, tool: ModuleTyp
     waves = [(2.0 + k * period_s, 2.0 + (k + 0.5) * period_s) for k in range(-1, 10)]
     about = {"name": "Fake", "driver": "1", "power_limit_w": 700.0}
     phases = [
-        {"name": "idle", "start_s": 0.0, "end_s": 6.0, "loaded_s": [], "work": {}},
-        {"name": "square 2.37 s", "start_s": 1.5, "end_s": 23.5, "loaded_s": waves, "work": {}},
+        asdict(tool.Phase("idle", 0.0, 6.0)),
+        asdict(tool.Phase("square 2.37 s", 1.5, 23.5, {"pstate": 0}, waves)),
     ]
-    (tmp_path / "run.json").write_text(json.dumps({"board": about, "phases": phases}))
+    (tmp_path / "run.json").write_text(json.dumps({"board": about, "phases": phases, "failure": None}))
     found = tool.evaluate(tmp_path)
     for name, window_s, share in (("counter", 0.1, 1.0), ("instant", 0.025, 0.25), ("average", 1.0, 1.0)):
         entry = found["fields"][name]
@@ -262,7 +265,7 @@ def test_the_tool_runs_without_a_load_and_evaluates_its_own_files_again(
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
-    assert {p.name for p in folder.iterdir()} >= {"readings.jsonl", "run.json", "result.json", "page.md"}
+    assert {p.name for p in folder.iterdir()} >= {"readings.jsonl.gz", "run.json", "result.json", "page.md"}
     again = subprocess.run(
         [sys.executable, str(TOOL), "--from", str(folder), "--json"],
         env=env,
@@ -275,6 +278,76 @@ def test_the_tool_runs_without_a_load_and_evaluates_its_own_files_again(
     assert found["phases"][0]["counter_w"] == pytest.approx(120.0, rel=0.02)
     assert found["fields"]["counter"]["update"]["median_s"] == pytest.approx(0.1, abs=0.03)
     assert found["polls"] > 200 and found["fields"]["instant"]["update"]["changes"] == 0
+
+
+def test_a_load_command_is_stopped_and_continued_and_ended(library: Path, tmp_path: Path) -> None:
+    """What the command did is seen from outside: it writes the clock as long as it runs."""
+    log = tmp_path / "log"
+    program = tmp_path / "burn.py"
+    program.write_text(
+        f"import time\nlog = open({str(log)!r}, 'a', buffering=1)\n"
+        "while True: print(time.monotonic(), file=log); time.sleep(0.01)\n"
+    )
+    env = fake_nvml.environment(library, [fake_nvml.Board(low=120)], real_time=True)
+    command = [sys.executable, str(TOOL), "--seconds", "4", "--output-dir", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [*command, "--load-command", f"{sys.executable} {program}"],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = json.loads((Path(done.stdout.strip()) / "run.json").read_text())
+    assert run["failure"] is None
+    assert [p["name"] for p in run["phases"]] == [
+        "idle",
+        "command",
+        "square 0.37 s",
+        "square 1.3 s",
+        "square 5.3 s",
+    ]
+    edges = [edge for p in run["phases"] for edge in p["loaded_s"]]
+    alive_s = [float(line) for line in log.read_text().split()]
+    outside = [t for t in alive_s if not any(a - 0.02 <= t <= b + 0.02 for a, b in edges)]
+    assert len(alive_s) > 50 and len(outside) <= 1, (outside, edges)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("true", "the command ended in 'square 0.37 s' with status 0"), ("/nowhere/x", "cannot be started")],
+)
+def test_a_load_that_fails_leaves_what_was_polled_and_says_so(
+    library: Path, tmp_path: Path, command: str, words: str
+) -> None:
+    env = fake_nvml.environment(library, [fake_nvml.Board(low=120)], real_time=True)
+    told = ["--seconds", "0.5", "--output-dir", str(tmp_path), "--load-command", command]
+    done = subprocess.run(
+        [sys.executable, str(TOOL), *told], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and words in done.stderr, done.stderr
+    assert (
+        f"Incomplete: {done.stderr.strip().removeprefix('board_sensor: ')}."
+        in (Path(done.stdout.strip()) / "page.md").read_text()
+    )
+
+
+def test_torch_on_a_cpu_goes_the_way_of_a_board(library: Path, tmp_path: Path) -> None:
+    """Run with the Python in LOADGEN_TORCH_PYTHON, or this one if it has torch."""
+    python = os.environ.get("LOADGEN_TORCH_PYTHON")
+    if python is None and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed: set LOADGEN_TORCH_PYTHON to a Python that has it")
+    env = fake_nvml.environment(library, [fake_nvml.Board(low=120)], real_time=True)
+    command = [python or sys.executable, str(TOOL), "--device", "cpu", "--seconds", "3"]
+    done = subprocess.run(
+        [*command, "--output-dir", str(tmp_path)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    run = json.loads((Path(done.stdout.strip()) / "run.json").read_text())
+    assert [p["name"] for p in run["phases"]][:4] == ["idle", "idle with a CUDA context", "matmul", "decode"]
+    assert len(run["phases"]) == 7 and run["failure"] is None
+    assert all(p["work"]["tflop_per_s"] > 0 for p in run["phases"][2:])
+    for phase in run["phases"][4:]:
+        period_s = float(phase["name"].split()[1])
+        start_s, end_s = phase["loaded_s"][0]
+        assert 0.05 < end_s - start_s < period_s / 2 + 0.2
 
 
 def test_without_a_driver_the_tool_says_where_to_ask(tmp_path: Path) -> None:

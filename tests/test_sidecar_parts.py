@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -18,10 +19,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.errors import ConfigError
-from loadgen.sidecar import owner
+from loadgen.power import owner
 from loadgen.sidecar.access import Address, demand_token, parse_listen, read_token
 from loadgen.sidecar.directory import DataDirectory
 from loadgen.sidecar.exposition import Now, exposition
+from loadgen.sidecar.watch import SamplerProcess
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,48 @@ def test_a_directory_has_one_owner_and_keeps_its_id(tmp_path: Path, monkeypatch:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--data-dir"):
         DataDirectory(tmp_path / "file")
+
+
+def test_a_directory_whose_id_a_power_cut_emptied_gets_another(tmp_path: Path) -> None:
+    DataDirectory(tmp_path)
+    (tmp_path / "id").write_text("")
+    assert len(DataDirectory(tmp_path).id) == 36
+
+
+# -- the sampler's process ----------------------------------------------------
+
+
+def test_a_sampler_with_the_number_of_the_one_before_is_not_taken_for_it(tmp_path: Path) -> None:
+    """In a container process numbers repeat: what the last one left behind says nothing of this one."""
+    path = tmp_path / "sampler.json"
+    code = f"""if True:
+        import json, os, sys, time
+        with open({str(path)!r}, "w") as file:
+            json.dump({{"session": "old", "pid": os.getpid()}}, file)
+        time.sleep(0.2)
+        sys.exit(2)"""
+    path.write_text('{"session": "old"}')
+
+    async def main() -> None:
+        directory = DataDirectory(tmp_path)
+        with directory.owned() as lock:
+            sampling = SamplerProcess(directory, [sys.executable, "-c", code], 0.05, lock, pytest.fail)
+            with pytest.raises(ConfigError, match="cannot do what it was asked for"):
+                await sampling.run(asyncio.Event())
+            assert not sampling.ready.is_set()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_a_signal_ends_a_process_that_is_still_starting() -> None:
+    """With a handler: what process 1 of a container has none for is dropped."""
+    code = (
+        "import time, loadgen.foreground as f; f.end_while_starting(); print('up', flush=True); time.sleep(9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        process.terminate()
+        assert process.wait(5) == 0
 
 
 # -- who listens -------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -141,6 +142,31 @@ def test_a_file_cut_anywhere_in_its_header_is_passed_over_and_replaced(tmp_path:
     writer = TableWriter.open(tmp_path, "power", COLUMNS)
     assert not second.exists() and append(writer, 6.0) == 3
     assert seqs(TableReader(tmp_path, "power")) == [1, 2, 3]
+
+
+def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    path = only_segment(tmp_path)
+    newer = path.read_bytes().replace(b'"schema":1', b'"schema":2')
+    path.write_bytes(newer)
+    with pytest.raises(ConfigError, match="schema 2, this loadgen reads 1"):
+        TableWriter.open(tmp_path, "power", COLUMNS)
+    with pytest.raises(ConfigError, match="schema 2"):
+        TableReader(tmp_path, "power").rows()
+    assert path.read_bytes() == newer
+
+
+def test_rows_wait_while_the_directory_is_gone_and_come_when_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    writer = TableWriter.open(folder, "power", COLUMNS)
+    append(writer, 0.0)
+    shutil.rmtree(folder)
+    append(writer, 1.0)
+    append(writer, 2.0)
+    assert writer.broken == os.strerror(errno.ENOENT) and writer.lost_rows == 0
+    folder.mkdir()
+    append(writer, 3.0)
+    assert writer.broken is None and seqs(TableReader(folder, "power")) == [2, 3, 4]
 
 
 def test_openings_without_a_row_leave_no_file_behind(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The fake's names and signatures are compared with the real library where that is
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import os
@@ -20,9 +21,11 @@ import pytest
 
 from loadgen import clock, target
 from loadgen.errors import PowerError
+from loadgen.power.local import open_local, openings
 from loadgen.power.nvml import NvmlSource
 from loadgen.power.zeus_source import ZeusSource
 from loadgen.scenario import Power
+from loadgen.sidecar.sources import HostSource
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -292,6 +295,51 @@ def test_a_jetsons_rails_say_what_they_include_and_the_module_is_no_summand(
     assert "never add" in notes["soc0"] and {d.update_s for d in source.domains()} == {0.1}
     with pytest.raises(PowerError, match="this chip has one GPU"):
         ZeusSource.open([1])
+
+
+def test_an_estimate_gives_way_to_what_a_chip_measures(
+    monkeypatch: pytest.MonkeyPatch, now: list[float], tmp_path: Path
+) -> None:
+    """With power.cpu_tdp_w on a Jetson, cpu0.package was opened twice: an error, and nothing was closed."""
+
+    def refuse(gpus: object) -> None:
+        raise PowerError("nvml: no library")
+
+    monkeypatch.setattr(NvmlSource, "open", refuse)
+    install(monkeypatch, soc=Jetson(JetsonMeasurement(1500.0, 2500.0, 9000.0)))
+    source, reasons = open_local(openings(None, cpu_tdp_w=30.0, powercap=tmp_path))
+    assert source is not None
+    assert [(d.name, d.method) for d in source.domains()] == [
+        ("gpu0", "counter"),
+        ("cpu0.package", "counter"),
+        ("soc0", "counter"),
+        ("ram", "estimated"),
+    ]
+    assert reasons == {"gpu": None, "cpu": None, "ram": None}
+    source.close()
+
+
+def test_a_sidecar_gives_no_domain_two_sources(
+    monkeypatch: pytest.MonkeyPatch, now: list[float], tmp_path: Path
+) -> None:
+    """As above: the sidecar wrote the estimate and the counter into one column."""
+
+    def refuse(gpus: object) -> None:
+        raise PowerError("nvml: no library")
+
+    async def opened() -> HostSource:
+        parts = openings(None, cpu_tdp_w=30.0, powercap=tmp_path)
+        source = HostSource(parts, {}, lambda kind, text, **more: None)
+        await source.mend()
+        return source
+
+    monkeypatch.setattr(NvmlSource, "open", refuse)
+    install(monkeypatch, soc=Jetson(JetsonMeasurement(1500.0, 2500.0, 9000.0)))
+    source = asyncio.run(opened())
+    assert [d.name for d in source.domains()] == ["gpu0", "cpu0.package", "soc0", "ram"]
+    assert "cpu0.package is read with another part already" in str(source.reasons["cpu"])
+    assert [r.domain for r in source.read()].count("cpu0.package") == 1
+    source.close()
 
 
 def test_a_jetsons_late_answer_is_never_taken_for_the_next_one(

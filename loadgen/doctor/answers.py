@@ -20,6 +20,7 @@ from loadgen.target import headers_for
 
 PROBE_TIMEOUT_S = 2.0
 ROUND_TRIPS = 16
+_UNANSWERED = "start the server, or open or forward its port"
 MOST_BOUND_S = 0.010
 """A run whose clocks agree less well is invalid (docs/method.md)."""
 
@@ -42,9 +43,10 @@ async def server_at(url: str, api_key: str | None) -> dict[str, Any]:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             found = await probe(url, headers)
     except TimeoutError:
-        return facts | {"reason": f"{redact_url(url)}: no answer in {PROBE_TIMEOUT_S:g} s"}
+        return facts | {"reason": f"{redact_url(url)}: no answer in {PROBE_TIMEOUT_S:g} s: {_UNANSWERED}"}
     except ConfigError as exc:
-        return facts | {"reason": str(exc)}
+        more = f": {_UNANSWERED}" if "nothing answers" in str(exc) else ""
+        return facts | {"reason": f"{exc}{more}"}
     once = asyncio.Event()
     once.set()
     scraped = await scrape(metrics_url(url), PROBE_TIMEOUT_S, lambda _: None, once, headers=headers)

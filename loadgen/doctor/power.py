@@ -17,7 +17,7 @@ from typing import Literal
 from loadgen import clock
 from loadgen.errors import PowerError
 from loadgen.power.host import RamEstimate, installed_gb
-from loadgen.power.local import open_boards
+from loadgen.power.local import covered, open_boards
 from loadgen.power.rapl import POWERCAP, RaplSource
 from loadgen.types import BoardProcess, Domain, Method, PowerSource, Reading
 
@@ -67,13 +67,26 @@ class Power:
 
 @dataclass(slots=True)
 class _Watched:
-    """A source while it is read. ``moved_s``: by counter, the instants at which its value was new."""
+    """A source while it is read. ``moved_s``: by counter, the instants at which its value was new;
+    ``known``: how many warnings it had before the first read."""
 
     source: PowerSource
     first: Readings = ""
     last: Readings = ""
     polled_s: list[float] = field(default_factory=list)
     moved_s: dict[str, list[float]] = field(default_factory=dict)
+    known: int = 0
+
+    def __post_init__(self) -> None:
+        self.known = len(self.warnings)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return getattr(self.source, "warnings", ())
+
+    @property
+    def boards(self) -> Sequence[Mapping[str, object]]:
+        return getattr(self.source, "boards", ())
 
     def read(self) -> None:
         before = self.last
@@ -113,6 +126,8 @@ def power_here(*, powercap: Path = POWERCAP, pause: Callable[[float], object] = 
     }
     try:
         for name, open_source in sources.items():
+            if covered(name, (watched.source for watched in opened)):
+                continue
             try:
                 opened.append(_Watched(open_source()))
             except PowerError as exc:
@@ -123,13 +138,12 @@ def power_here(*, powercap: Path = POWERCAP, pause: Callable[[float], object] = 
         processes: dict[str, Sequence[BoardProcess] | None] = {}
         warnings: list[str] = []
         for watched in opened:
-            rows: Sequence[Mapping[str, object]] = getattr(watched.source, "boards", ())
-            boards += rows
-            processes |= getattr(watched.source, "processes", dict)()
-            said: Sequence[str] = getattr(watched.source, "warnings", ())
-            of_source, unused = _found_of(watched, rows, said)
+            boards += watched.boards
+            of_source = _found_of(watched)
             findings += of_source
-            warnings += unused
+            # Afterwards: that these are not told is no reason why a domain is not read.
+            processes |= getattr(watched.source, "processes", dict)()
+            warnings += _not_in(watched.warnings, of_source)
     finally:
         for watched in opened:
             watched.source.close()
@@ -147,27 +161,41 @@ def _watch(opened: Sequence[_Watched], pause: Callable[[float], object]) -> None
             watched.read()
 
 
-def _found_of(
-    watched: _Watched, boards: Sequence[Mapping[str, object]], said: Sequence[str]
-) -> tuple[list[Finding], list[str]]:
-    """A finding for each domain that a source has or says why it lacks, and what else it said."""
+def _found_of(watched: _Watched) -> list[Finding]:
+    """A finding for each domain that a source has or says why it lacks."""
     domains = watched.source.domains()
     there = {domain.name for domain in domains}
-    of_domains = [(m[1], m[2]) for w in said if (m := _OF_A_DOMAIN.match(w))]
-    why = dict(of_domains)  # the last thing said of each
-    missing = {name: text for name, text in reversed(of_domains) if name not in there}  # the first
+    before, since = (
+        _by_domain(part) for part in (watched.warnings[: watched.known], watched.warnings[watched.known :])
+    )
+    missing = {name: texts[0] for name, texts in before.items() if name not in there}
     findings = [Finding(name, None, reason=text) for name, text in missing.items()]
-    findings += _without_counter(boards, there | set(missing))
+    findings += _without_counter(watched.boards, there | set(missing))
     for domain in domains:
         documented_s = domain.update_s
         if documented_s is None and isinstance(watched.source, RaplSource):
             documented_s = RAPL_UPDATE_S
         seen_s = watched.update_s(domain)
         # What is said of a board goes for all its sensors.
-        failure = why.get(domain.name) or why.get(domain.name.partition(".")[0])
+        said = since.get(domain.name) or since.get(domain.name.partition(".")[0]) or []
+        failure = "; then ".join(said) or None
         findings.append(judge(domain, watched.first, watched.last, documented_s, failure, seen_s=seen_s))
-    told = {finding.reason for finding in findings}
-    return findings, [w for w in said if not ((m := _OF_A_DOMAIN.match(w)) and m[2] in told)]
+    return findings
+
+
+def _by_domain(warnings: Sequence[str]) -> dict[str, list[str]]:
+    """What was said of each domain, in order."""
+    said: dict[str, list[str]] = {}
+    for match in filter(None, map(_OF_A_DOMAIN.match, warnings)):
+        said.setdefault(match[1], []).append(match[2])
+    return said
+
+
+def _not_in(warnings: Sequence[str], findings: Sequence[Finding]) -> list[str]:
+    """Those that no finding's reason says already."""
+    reasons = [finding.reason for finding in findings if finding.reason is not None]
+    told = [m is not None and any(m[2] in r for r in reasons) for m in map(_OF_A_DOMAIN.match, warnings)]
+    return [warning for warning, known in zip(warnings, told, strict=True) if not known]
 
 
 def judge(
@@ -193,7 +221,10 @@ def judge(
     elif a.energy_j is not None and b.energy_j is not None:
         delta_j, elapsed_s = b.energy_j - a.energy_j, b.t_s - a.t_s
         if delta_j == 0:
-            reason = f"the counter did not advance in {elapsed_s:.2g} s: frozen, or not kept here (a VM)"
+            reason = (
+                f"the counter did not advance in {elapsed_s:.2g} s: frozen, or not kept here (a VM): "
+                "load the driver again, or measure on the bare host"
+            )
         elif delta_j < 0:
             reason = "the counter went backwards: the driver was reset between two readings; try again"
         else:
@@ -201,7 +232,7 @@ def judge(
     else:
         power_w = b.power_w or None
         if power_w is None:
-            reason = "the sensor reads 0 W, which no board draws"
+            reason = "the sensor reads 0 W, which no board draws: load the driver again"
     update_s = documented_s if seen_s is None else seen_s
     return Finding(
         domain.name,

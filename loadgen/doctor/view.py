@@ -51,11 +51,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _board_lines(board: Mapping[str, Any], processes: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    limit_w = board["power_limit_w"]
+    limit_w = board.get("power_limit_w")
     limit = "unknown" if limit_w is None else f"{limit_w:g} W"
-    mig = "on: its power is shared by tenants" if board["mig"] else "off"
+    mig = "on: its power is shared by tenants" if board.get("mig") else "off"
     return [
-        f"power limit {limit}, driver {board['driver'] or 'unknown'}, MIG {mig}",
+        f"power limit {limit}, driver {board.get('driver') or 'unknown'}, MIG {mig}",
         f"compute processes: {_processes(processes)}",
     ]
 
@@ -97,6 +97,8 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found["sidecar"] is not None:
         lines += _sidecar_lines(found["sidecar"])
     lines.append(("energy", ", ".join(found["measured"]) or "nothing here can be measured"))
+    if found["sidecar"] is not None and found["sidecar"]["measured"]:
+        lines.append(("", f"by the sidecar: {', '.join(found['sidecar']['measured'])}"))
     return lines
 
 
@@ -123,15 +125,18 @@ def _server_lines(server: Mapping[str, Any], beside: bool) -> list[tuple[str, st
 
 def _sidecar_lines(sidecar: Mapping[str, Any]) -> list[tuple[str, str]]:
     if sidecar["clock"] is None:
-        return [("sidecar", sidecar["reason"])]
+        return [("sidecar", sidecar["reason"].removeprefix("sidecar "))]
     lines = [("sidecar", f"{sidecar['url']}, a sample every {_duration(sidecar['interval_s'])}")]
     for domain in sidecar["domains"]:
-        every = f" every {_duration(domain['update_s'])}" if domain["update_s"] is not None else ""
+        every = f" (every {_duration(domain['update_s'])})" if domain["update_s"] is not None else ""
         lines.append(("", f"{domain['name']}: {domain['method']}{every}; {domain['note'].partition(';')[0]}"))
     lines += [("", f"{part}: {why}") for part, why in sidecar["reasons"].items() if why]
     lines += [("", f"note: {warning}") for warning in sidecar["warnings"]]
-    for board, processes in sidecar["processes"].items():
-        lines.append(("", f"{board}: compute processes: {_processes(processes)}"))
+    for board in sidecar["boards"]:
+        name = board.get("domain")
+        lines.append(("", f"{name}: {board.get('name')} {board.get('uuid') or ''}".rstrip()))
+        said = _board_lines(board, sidecar["processes"].get(name))
+        lines += [("", f"      {line}") for line in said]
     at, overhead = sidecar["clock"], sidecar["overhead"]
     lines.append(
         (

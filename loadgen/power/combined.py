@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from loadgen.errors import PowerError
-from loadgen.types import BoardState, Domain, PowerSource, Reading
+from loadgen.types import BoardProcess, BoardState, Domain, PowerSource, Reading
 
 
 class CombinedSource:
@@ -73,8 +73,8 @@ class CombinedSource:
         """The boards' states, of the sources that know any."""
         return [state for source in self._sources for state in getattr(source, "states", list)()]
 
-    def processes(self) -> dict[str, list[dict[str, object]]]:
-        """The compute processes on each board, of the sources that know any."""
+    def processes(self) -> dict[str, list[BoardProcess] | None]:
+        """The compute processes on each board, None where not told, of the sources that know any."""
         return {
             board: found
             for source in self._sources

@@ -1,11 +1,10 @@
 """Boards as exporters show them: which of their series are energy or power, of which board. Pure.
 
-NVIDIA's DCGM-exporter shows field 155 (``DCGM_FI_DEV_POWER_USAGE``, W), 156
-(``DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION``, mJ) and, if told to, 157
-(``DCGM_FI_DEV_POWER_USAGE_INSTANT``, W), each with the labels ``gpu``, ``UUID``,
-``modelName`` and ``Hostname``. Field 155 is what ``nvmlDeviceGetPowerUsage`` gives: an
-average over 1 s on Ampere and newer, except GA100 and older boards, where it is
-instantaneous (nvml.h).
+NVIDIA's DCGM-exporter shows fields 155 (W), 156 (mJ) and, if told to, 157 (W), each
+with the labels ``gpu``, ``UUID``, ``modelName`` and ``Hostname``. From 4.9 on (DCGM 4.7)
+155 and 157 have other names, and field 1611, in J, takes the place of 156. Field 155 is
+what ``nvmlDeviceGetPowerUsage`` gives: an average over 1 s on Ampere and newer, except
+GA100 and older boards, where it is instantaneous (nvml.h).
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from dataclasses import dataclass
 from loadgen.errors import PowerError
 from loadgen.types import Domain, Reading
 
-COUNTER = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
-USAGE = "DCGM_FI_DEV_POWER_USAGE"
-INSTANT = "DCGM_FI_DEV_POWER_USAGE_INSTANT"
+COUNTER_MJ, COUNTER = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "DCGM_FI_DEV_GPU_ENERGY_JOULES_TOTAL"
+USAGE = ("DCGM_FI_DEV_BOARD_POWER_WATTS", "DCGM_FI_DEV_POWER_USAGE")
+INSTANT = ("DCGM_FI_DEV_BOARD_POWER_RAW_WATTS", "DCGM_FI_DEV_POWER_USAGE_INSTANT")
 OWN_GPU = "loadgen_gpu_energy_joules_total"
 OWN_CPU = "loadgen_cpu_energy_joules_total"
-DCGM_NAMES = (COUNTER, USAGE, INSTANT)
+DCGM_NAMES = (COUNTER_MJ, COUNTER, *INSTANT, *USAGE)
 NAMES = (*DCGM_NAMES, OWN_GPU, OWN_CPU)
 DEFAULT_UPDATE_S = 30.0
 """DCGM-exporter's collection interval unless it was started with -c (30,000 ms)."""
 AVERAGE_WINDOW_S, INSTANT_WINDOW_S = 1.0, 0.025
-_ENERGY = frozenset({COUNTER, OWN_GPU, OWN_CPU})
-_SCALE = {COUNTER: 1e-3}
+_ENERGY = frozenset({COUNTER_MJ, COUNTER, OWN_GPU, OWN_CPU})
+_SCALE = {COUNTER_MJ: 1e-3}
 _BLANK = 140737488355328.0
 """DCGM's smallest "no value" (DCGM_FP64_BLANK, dcgm_structs.h; the integer ones are larger): as mJ
 more than 6 years at 700 W."""
@@ -132,14 +131,14 @@ def _channels(source: Source, metrics: set[str]) -> list[Channel]:
     """One channel for each domain: field 157 before an instantaneous 155."""
     name, what = source.stem, " ".join(filter(None, (source.model, source.uuid, source.host)))
     by_domain: dict[str, Channel] = {}
-    for metric in (COUNTER, OWN_GPU, OWN_CPU, INSTANT, USAGE):  # the first to claim a domain keeps it
+    for metric in NAMES:  # the first to claim a domain keeps it
         if metric not in metrics:
             continue
         note = f"{metric}; {what}"
         if metric in _ENERGY:
             whole = ".module_energy" if _GRACE_MODELS.search(source.model) else ""
             domain = Domain(name + whole, "estimated" if source.estimated else "counter", None, note)
-        elif metric == INSTANT or _INSTANT_MODELS.search(source.model):
+        elif metric in INSTANT or _INSTANT_MODELS.search(source.model):
             domain = Domain(f"{name}.instant", "instant", INSTANT_WINDOW_S, note)
         else:
             domain = Domain(f"{name}.average", "average", AVERAGE_WINDOW_S, note)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -22,14 +22,16 @@ from loadgen import clock
 from loadgen.errors import PowerError
 from loadgen.power.offset import STEP_S, Exchange, Line, Offset, fastest
 from loadgen.power.remote import PAGE_ROWS, Info, Row, Sidecar
-from loadgen.power.serving import Serving, serving
+from loadgen.power.serving import Serving, seen, serving
 from loadgen.types import BoardState, Reading, ServerSample
 
 ROUND_TRIPS, BURST_S = 50, 5.0
 POLL_S, LOOK_EVERY = 1.0, 10
+LAST_SCRAPE_S = 1.0
+"""For a sample of the server after the last reply: a sidecar takes one every 0.5 s by default."""
 HOLE = 3
 """So many ticks in a row without a sample are samples missing; fewer, ticks that the sampler skipped."""
-_BACK_S = 1.0  # rows may overlap by a sensor's own stamps, a rebooted host's clock begins at 0
+_BACK_S = 1.0  # a rebooted host's clock begins at 0
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.25, 5.0
 _SLICE = 64  # values written between two turns of the loop, about 5 us each
 _WHOLE = ("pstate", "event_reasons", "ecc_errors")
@@ -50,8 +52,9 @@ class Sink:
 class _Tally:
     """How complete the rows of the power table are. Instants are the sidecar's.
 
-    Rows may share an instant: sensors stamp their values themselves, when they
-    publish them. So ticks are counted from one advance of the time to the next.
+    The sampler's ticks lie on a grid. A late tick leaves more than an interval before
+    its row and less after it, so ticks are counted from where the grid began, not from row
+    to row. It begins anew behind a hole: a sampler that was started again has its own.
     """
 
     begin_s: float = math.inf
@@ -60,28 +63,36 @@ class _Tally:
     last_s: float | None = None
     received: int = 0
     missing: int = 0
-    skipped: int = 0
-    _level: int = 0
+    _skipped: int = 0
+    _grid_s: float = 0.0
+    _tick: int = 0
+    _interval_s: float = 0.0
+
+    @property
+    def skipped(self) -> int:
+        """Single ticks that the sampler left out; a first row that was late leaves one too few."""
+        return max(0, self._skipped)
 
     def take(self, row: Row, interval_s: float) -> None:
         """Counts a row, and what lies between it and the last one."""
-        if self.last_seq is not None:
-            self.missing += row.seq - self.last_seq - 1
-            self._level += row.seq - self.last_seq - 1
-        self.first_seq = row.seq if self.first_seq is None else self.first_seq
-        self.last_seq = row.seq
+        lost = 0 if self.last_seq is None else row.seq - self.last_seq - 1
+        if self.last_s is None:
+            self._grid_s, self._tick = (row.t_s, -1) if row.t_s <= self.begin_s else (self.begin_s, 0)
+        elif interval_s != self._interval_s:
+            self._grid_s, self._tick = self.last_s, 0
+        self._interval_s = interval_s
+        tick = round((row.t_s - self._grid_s) / interval_s)
+        unmade = tick - self._tick - 1 - lost
         self.received += 1
-        self._level += 1
-        last_s = self.begin_s if self.last_s is None else self.last_s
-        if row.read_s > last_s or self.last_s is None:
-            unmade = (
-                max(0, round((row.read_s - last_s) / interval_s) - self._level) if last_s < math.inf else 0
-            )
-            if unmade >= HOLE:
-                self.missing += unmade
-            else:
-                self.skipped += unmade
-            self.last_s, self._level = row.read_s, 0
+        self.missing += lost
+        if unmade >= HOLE:
+            self.missing += unmade
+            self._grid_s, self._tick = row.t_s, 0
+        else:
+            self._skipped += unmade
+            self._tick = tick
+        self.first_seq = row.seq if self.first_seq is None else self.first_seq
+        self.last_seq, self.last_s = row.seq, row.t_s
 
     def end(self, until_s: float, interval_s: float) -> None:
         """Counts what should have come until ``until_s`` and did not."""
@@ -106,13 +117,17 @@ class Feed:
         self.domains = tuple(replace(d, name=self.prefix + d.name) for d in info.domains)
         self.boards = tuple({**row, "domain": f"{self.prefix}{row.get('domain')}"} for row in info.boards)
         self.scrapes = info.scrapes
-        self.warnings = [f"{self.said_by}: {line}" for line in info.warnings]
+        self.warnings: list[str] = []
+        self._warn(info)
         self._cumulative = {d.name: d.method not in ("instant", "average") for d in info.domains}
         self._start = start
         self._end: Offset | None = None
         self._exchanges: list[Exchange] = []
         self._after = {table: info.last_seq.get(table, 0) for table in ("power", "state", "metrics")}
+        # From the newest of the server's samples on: it was taken before the run's first request.
+        self._after["metrics"] = max(0, self._after["metrics"] - 1)
         self._since_s: float | None = None
+        self._scraped_s = -math.inf  # when the newest of the server's samples was taken, on its clock
         self._tally = _Tally()
         self._interval_s = info.interval_s
         self._first = first
@@ -120,6 +135,7 @@ class Feed:
         self._others = {(p["board"], p["pid"]): p for p in first.others}
         self._polls = self._failures = self._reconnects = 0
         self._lost: str | None = None
+        self._changed: list[str] = []
 
     async def follow(self, sink: Sink, stop: asyncio.Event) -> None:
         """Fetches every `POLL_S` until ``stop`` is set; a link that breaks is tried again, ever slower."""
@@ -131,17 +147,22 @@ class Feed:
                     await stop.wait()
 
     async def finish(self, sink: Sink, until_s: float, limit_s: float) -> None:
-        """Fetches until a row from after ``until_s`` is here, then asks for time and processes again.
+        """Fetches until a row read after ``until_s`` is here, then asks for time and processes again.
 
         Tries for ``limit_s`` at most; what has not come by then is counted as missing.
         """
         offsets_s = [self._start.offset_s, *(e.offset_s + e.bound_s for e in self._exchanges[-1:])]
         until_s += max(offsets_s) + self._start.bound_s
+        # A row is written when its sources have been read: the first after that may have been begun before.
+        enough_s = until_s + self._interval_s
         try:
             async with asyncio.timeout(limit_s):
-                while self._tally.last_s is None or self._tally.last_s <= until_s:
+                while self._tally.last_s is None or self._tally.last_s <= enough_s:
                     delay_s = await self._attempt(sink)
-                    await asyncio.sleep(min(delay_s, max(self._interval_s, 0.05)))
+                    await asyncio.sleep(delay_s if self._failures else max(self._interval_s, 0.05))
+                if self.scrapes and self._scraped_s <= until_s:  # its counters are compared if one is there
+                    await asyncio.sleep(LAST_SCRAPE_S)
+                    await self._attempt(sink)
                 self._end = await burst(self.sidecar)
                 await self._look()
                 self._last = await serving(self.sidecar, self.info, self._port)
@@ -177,9 +198,28 @@ class Feed:
             )
             self._after = dict.fromkeys(self._after, 0)
             self._since_s, self._tally.last_seq = self._tally.last_s, None
+        self._warn(info)
+        self._changed += [line for line in self._changes(info) if line not in self._changed]
         self.info, self._interval_s = info, info.interval_s
         now = await serving(self.sidecar, info, self._port)
         self._others |= {(p["board"], p["pid"]): p for p in now.others}
+
+    def _warn(self, info: Info) -> None:
+        """Keeps what the sidecar warns of, also of what befell it during the run."""
+        said = (f"{self.said_by}: {line}" for line in info.warnings)
+        self.warnings += [line for line in said if line not in self.warnings]
+
+    def _changes(self, info: Info) -> Iterator[str]:
+        """What has another meaning by now than at the start, under the same name."""
+        uuids = {f"{self.prefix}{row.get('domain')}": row.get("uuid") for row in info.boards}
+        for row in self.boards:
+            name, before = row["domain"], row.get("uuid")
+            if before is not None and uuids.get(name) not in (None, before):
+                yield f"{name} is board {uuids[name]} by now, was {before}"
+        methods = {self.prefix + d.name: d.method for d in info.domains}
+        for domain in self.domains:
+            if methods.get(domain.name, domain.method) != domain.method:
+                yield f"{domain.name} is now {methods[domain.name]}, was {domain.method}"
 
     async def _poll(self, sink: Sink) -> None:
         self._exchanges.append(await self.sidecar.exchange())
@@ -210,7 +250,7 @@ class Feed:
                 await asyncio.sleep(0)
 
     def _power(self, row: Row, sink: Sink) -> None:
-        if self._tally.last_s is not None and row.read_s < self._tally.last_s - _BACK_S:
+        if self._tally.last_s is not None and row.t_s < self._tally.last_s - _BACK_S:
             line = (
                 f"{self.said_by}: its clock went back (was the host restarted?); readings since are left out"
             )
@@ -237,6 +277,7 @@ class Feed:
 
     def _metrics(self, row: Row, sink: Sink) -> None:
         told = {column: value for column, _, value in row.taken() if column in _SERVER_FIELDS}
+        self._scraped_s = row.t_s
         sink.server(ServerSample(t_s=row.t_s - self._start.offset_s, **told))
 
     def closing_words(self) -> list[str]:
@@ -279,17 +320,10 @@ class Feed:
             },
             "reconnects": self._reconnects,
             "overhead": dict(self.info.overhead),
-            "server": {
-                "start": self._named(self._first),
-                "end": None if self._last is None else self._named(self._last),
-                "others": [{**p, "board": self.prefix + p["board"]} for p in self._others.values()],
-            },
+            "server": seen(self._first, self._last, self._others.values(), self.prefix),
+            "changed": self._changed,
             "reason": self._lost,
         }
-
-    def _named(self, found: Serving) -> dict[str, Any]:
-        boards = None if found.boards is None else [self.prefix + board for board in found.boards]
-        return {"pids": found.pids, "boards": boards, "reason": found.reason}
 
 
 def _at_run_time(offset: Offset, zero_s: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,13 +83,25 @@ def open_boards(gpus: Sequence[str | int] | None) -> PowerSource:
 
 
 def open_local(parts: Mapping[str, Opening]) -> tuple[CombinedSource | None, dict[str, str | None]]:
-    """Every part that can be read, as one source (None without any), and why the others cannot."""
+    """Every part that can be read, as one source (None without any), and why the others cannot.
+
+    A part that an earlier one has read already is not opened: the counters of an Apple or
+    Jetson chip, which come with its GPU, are better than an estimate under the same name.
+    """
     sources: list[PowerSource] = []
     reasons: dict[str, str | None] = {}
     for part, opening in parts.items():
+        if covered(part, sources):
+            reasons[part] = None
+            continue
         try:
             sources.append(opening({}))
             reasons[part] = None
         except PowerError as exc:
             reasons[part] = str(exc)
     return (CombinedSource(sources) if sources else None), reasons
+
+
+def covered(part: str, sources: Iterable[PowerSource]) -> bool:
+    """Whether one of ``sources`` reads something of ``part`` (``cpu``: ``cpu0.package``)."""
+    return any(domain.name.startswith(part) for source in sources for domain in source.domains())

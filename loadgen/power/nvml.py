@@ -95,19 +95,25 @@ class NvmlSource:
             nvml.nvmlInit()
         except nvml.NVMLError as exc:
             raise PowerError(f"nvml: {advice(nvml, exc)}") from exc
+        refused: list[str] = []
         try:
             found, refused = found_boards(nvml)
             watched = [_watched(nvml, board, handle) for board, handle in selected(found, gpus)]
         except nvml.NVMLError as exc:
             _shutdown(nvml)
             raise PowerError(f"nvml: {advice(nvml, exc)}") from exc
-        except PowerError:
+        except PowerError as exc:
             _shutdown(nvml)
-            raise
+            raise PowerError(
+                "; ".join([str(exc), *(line.removeprefix("power: ") for line in refused)])
+            ) from exc
         if not any(one.channels for one in watched):
             _shutdown(nvml)
             names = ", ".join(one.board.name for one in watched)
-            raise PowerError(f"nvml: no energy counter and no power sensor on {names}")
+            raise PowerError(
+                f"nvml: no energy counter and no power sensor on {names}: measure at the wall, "
+                "or on a board of the Volta generation or newer"
+            )
         return cls(nvml, watched, refused, wall)
 
     def domains(self) -> Sequence[Domain]:

@@ -88,6 +88,8 @@ def selected(found: Sequence[tuple[Board, Any]], gpus: Sequence[str | int] | Non
         if len(matches) != 1:
             there = ", ".join(f"{board.index}: {board.uuid}" for board, _ in found)
             what = "no board" if not matches else f"{len(matches)} boards"
+            if text.startswith("MIG-"):
+                what = "a MIG instance has no power of its own: give its board's UUID; no board"
             raise PowerError(f"nvml: power.gpus: {what} for {text!r}; there are {there}")
         chosen[matches[0][0].index] = matches[0]
     return [chosen[index] for index in sorted(chosen)]
@@ -141,9 +143,20 @@ def processes_on(nvml: ModuleType, handle: Any) -> list[BoardProcess]:
             _told(nvml, "nvmlSystemGetProcessName", int(one.pid)),
             None if one.usedGpuMemory in (None, _NOT_AVAILABLE_BYTES) else int(one.usedGpuMemory),
         )
-        for one in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        for one in _compute_processes(nvml, handle)
     ]
     return sorted(found, key=lambda process: process.pid)
+
+
+def _compute_processes(nvml: ModuleType, handle: Any) -> Sequence[Any]:
+    """Of old drivers too, which lack version 3; the rows are the same. The unversioned function
+    says that in an exception that is no NVMLError."""
+    try:
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
+    except nvml.NVMLError as exc:
+        if exc.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle))
 
 
 def advice(nvml: ModuleType, exc: Exception) -> str:
@@ -158,6 +171,8 @@ def advice(nvml: ModuleType, exc: Exception) -> str:
         nvml.NVML_ERROR_GPU_IS_LOST: "the board has fallen off the bus: it is looked for again; if it stays "
         "away, reboot",
         nvml.NVML_ERROR_RESET_REQUIRED: "reset it (nvidia-smi --gpu-reset), then it is found again",
+        nvml.NVML_ERROR_TIMEOUT: "the board hangs: if nvidia-smi hangs too, reset it",
+        nvml.NVML_ERROR_UNKNOWN: "the kernel's log (dmesg: NVRM) may say why; try again, else reset it",
         nvml.NVML_ERROR_NOT_SUPPORTED: "this board has no such sensor",
         nvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the driver is too old for it",
     }.get(getattr(exc, "value", None))
@@ -195,8 +210,9 @@ def _architecture(nvml: ModuleType, handle: Any) -> str | None:
 
 
 def _told(nvml: ModuleType, function: str, *arguments: Any) -> Any:
-    """What NVML answers; None where the board, the driver or nvidia-ml-py does not have it."""
+    """What NVML answers; None where the board, the driver or nvidia-ml-py does not have it, and for a
+    text that is not UTF-8 (a process is named as its user likes)."""
     try:
         return getattr(nvml, function)(*arguments)
-    except (nvml.NVMLError, AttributeError):
+    except (nvml.NVMLError, AttributeError, UnicodeDecodeError):
         return None

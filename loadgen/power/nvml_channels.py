@@ -32,7 +32,7 @@ OLDEST_S, NEWEST_S = 2.0, 0.005
 """A field's time stamp is believed when it lies in [call - OLDEST_S, end of call + NEWEST_S]."""
 _MILLI, _MICRO = 1e-3, 1e-6
 _DOCUMENTED = "update period documented for A100 and H100 (arXiv 2312.02741), not measured"
-_MEMBERS = dict(enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")))
+_MEMBERS = dict(enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal")))
 """Where a field's value is, by its type (NVML_VALUE_TYPE_*)."""
 
 

@@ -13,8 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from loadgen.types import Floats
+
 STEP_S = 1e-3
 """An exchange this far off the line says that the remote clock did not run evenly."""
+SLEW = 500e-6
+"""How far the rate between two clocks is taken to depart from its mean over the run, seconds per second:
+the most by which adjtime(3) and the kernel's NTP discipline (MAXFREQ in linux/timex.h) slew one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +67,14 @@ def fastest(exchanges: Sequence[Exchange]) -> Offset:
     best = min(exchanges, key=lambda e: e.bound_s)
     bound_s = best.bound_s
     for exchange in exchanges:
-        if _miss_s(exchange, best.offset_s) > bound_s:
-            bound_s = abs(exchange.offset_s - best.offset_s) + exchange.bound_s
+        if abs(exchange.offset_s - best.offset_s) - exchange.bound_s > best.bound_s:
+            bound_s = max(bound_s, abs(exchange.offset_s - best.offset_s) + exchange.bound_s)
     return Offset(best.at_s, best.offset_s, bound_s, len(exchanges))
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The offset between the ends of a run: linear, since crystals differ by a nearly constant rate.
-
-    Where that holds, ``bound_s``, the greater of the ends' own, holds at every
-    instant between them: the error of an interpolation is a mean of the ends' errors.
-    """
+    """The offset between the ends of a run, as a straight line: crystals differ by a nearly constant rate."""
 
     start: Offset
     end: Offset
@@ -82,32 +85,44 @@ class Line:
         span_s = self.end.at_s - self.start.at_s
         return (self.end.offset_s - self.start.offset_s) / span_s if span_s > 0 else 0.0
 
-    @property
-    def bound_s(self) -> float:
-        return max(self.start.bound_s, self.end.bound_s)
-
     def offset_s(self, at_s: float) -> float:
         """The offset at an instant of our clock."""
         return self.start.offset_s + self.drift * (at_s - self.start.at_s)
 
     def checked(self, exchanges: Iterable[Exchange]) -> tuple[float, float]:
-        """(bound, step) in seconds, with the exchanges of the run held against the line.
+        """(bound, step) in seconds, by the ends and the exchanges of the run between them.
 
-        One whose interval the line misses by more than ``bound_s`` proves that the
-        clock did not run evenly: the bound then grows until it holds at that instant
-        too, and ``step`` is the greatest such miss, else 0. A merely slow exchange
-        contradicts nothing.
+        ``bound``: how far the line is from the truth at most, at any instant between the
+        ends, and never less than at these. Each exchange says where the truth is at its
+        instant; from there it may leave the line by `SLEW` at most, so a slow exchange
+        beside fast ones blurs nothing, and a stretch without any widens the bound. Where
+        no such truth fits all of them the clock was set: the bound is then what holds at
+        every exchange and up to the next one. ``step``: how far off the line the
+        exchanges prove it, 0 if that is no more than the ends' bounds allow the line itself.
         """
-        bound_s, step_s = self.bound_s, 0.0
-        for exchange in exchanges:
-            line_s = self.offset_s(exchange.at_s)
-            miss_s = _miss_s(exchange, line_s)
-            if miss_s > self.bound_s:
-                bound_s = max(bound_s, abs(exchange.offset_s - line_s) + exchange.bound_s)
-                step_s = max(step_s, miss_s)
-        return bound_s, step_s
+        points: list[Offset | Exchange] = [self.start, self.end, *exchanges]
+        points.sort(key=lambda point: point.at_s)
+        at_s = np.array([point.at_s for point in points])
+        off_s = np.array([point.offset_s - self.offset_s(point.at_s) for point in points])
+        rate = SLEW + abs(self.drift)  # it was asked anywhere in the round trip, while the offset changes
+        half_s = (1 + rate) * np.array([point.bound_s for point in points])
+        above_s, below_s = _reach(at_s, half_s + off_s), _reach(at_s, half_s - off_s)
+        ends_s = max(self.start.bound_s, self.end.bound_s)
+        step_s = -float(min(above_s.min(), below_s.min()))
+        if np.any(above_s + below_s < 0):
+            leaves_s = rate * float(np.max(np.diff(at_s)))
+            above_s = below_s = np.full(len(at_s), float(np.max(np.abs(off_s) + half_s)) + leaves_s)
+        # Between two instants the reaches of both meet at their mean and half of what the gap allows.
+        widest_s = [
+            float(np.max((reach_s[:-1] + reach_s[1:] + SLEW * np.diff(at_s)) / 2))
+            for reach_s in (above_s, below_s)
+        ]
+        return max(ends_s, *widest_s), step_s if step_s > ends_s else 0.0
 
 
-def _miss_s(exchange: Exchange, offset_s: float) -> float:
-    """How far ``offset_s`` lies outside what the exchange allows; 0 inside."""
-    return max(0.0, abs(exchange.offset_s - offset_s) - exchange.bound_s)
+def _reach(at_s: Floats, limit_s: Floats) -> Floats:
+    """The tightest limits, (n,), that ``limit_s`` at ``at_s`` sets for what changes by `SLEW` at most."""
+    before_s = np.minimum.accumulate(limit_s - SLEW * at_s) + SLEW * at_s
+    after_s = np.minimum.accumulate((limit_s + SLEW * at_s)[::-1])[::-1] - SLEW * at_s
+    reach_s: Floats = np.minimum(before_s, after_s)
+    return reach_s

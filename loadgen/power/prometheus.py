@@ -160,7 +160,8 @@ class PrometheusSource:
                     series.metric == channel.metric
                     and source_of(channel.metric, series.labels) == channel.source
                 ):
-                    values |= dict(series.values)
+                    for at_s, raw in series.values:  # they may be read an instant apart: the newer is larger
+                        values[at_s] = max(raw, values.get(at_s, raw))
             for at_s, raw in sorted(values.items()):
                 reading = channel.reading(at_s - self.offset.offset_s, raw)
                 if at_s <= self._latest[name] or reading is None:

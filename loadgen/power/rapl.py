@@ -214,6 +214,7 @@ def _domains(root: Path) -> dict[str, list[Path]]:
     """The zones of each domain, package by package. Raises PowerError when there is no package."""
     try:
         entries = sorted(root.iterdir())
+        zones = _zone_paths(entries)
     except FileNotFoundError as exc:
         raise PowerError(
             f"rapl: there is no {root}: not Linux, or a virtual machine or container without powercap; "
@@ -228,7 +229,7 @@ def _domains(root: Path) -> dict[str, list[Path]]:
             f"rapl: {what}: masked by the container's runtime (docker run --security-opt "
             f"systempaths=unconfined shows it), or no driver (modprobe intel_rapl_msr); {_INSTEAD}"
         )
-    names = {path.name: (path, _text(path / "name")) for path in _zone_paths(entries)}
+    names = {path.name: (path, _text(path / "name")) for path in zones}
     found: dict[tuple[int, str], dict[str, list[Path]]] = {}
     for key, (path, name) in names.items():
         control, parent = key.partition(":")[0], key.rpartition(":")[0]
@@ -249,8 +250,18 @@ def _domains(root: Path) -> dict[str, list[Path]]:
 
 
 def _zone_paths(entries: Sequence[Path]) -> list[Path]:
-    """Zones (``intel-rapl:0``) and subzones (``intel-rapl:0:1``); the kernel lists both side by side."""
-    return [path for path in entries if ":" in path.name and path.is_dir()]
+    """Zones (``intel-rapl:0``) and subzones (``intel-rapl:0:1``).
+
+    /sys/class/powercap has links to all of them side by side; the tree that they point
+    into, /sys/devices/virtual/powercap, has them in one another.
+    """
+    found = []
+    for path in entries:
+        if ":" in path.name and path.is_dir():
+            found.append(path)
+        if "rapl" in path.name and path.is_dir() and not path.is_symlink():
+            found += _zone_paths(sorted(path.iterdir()))
+    return found
 
 
 def _open(name: str, paths: Sequence[Path]) -> _Counter:

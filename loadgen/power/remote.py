@@ -82,18 +82,13 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table: value ``i`` belongs to ``columns[i]``, taken at ``t_s + lag_s[i]`` there."""
+    """A table's row, written at ``t_s`` there; value ``i`` is ``columns[i]`` at ``t_s + lag_s[i]``."""
 
     seq: int
     t_s: float
     columns: Sequence[str]
     values: Sequence[float | None]
     lag_s: Sequence[float | None]
-
-    @property
-    def read_s(self) -> float:
-        """The latest instant of the row: when it was read, or near it."""
-        return self.t_s + max((lag_s or 0.0 for lag_s in self.lag_s), default=0.0)
 
     def taken(self) -> list[tuple[str, float, float]]:
         """(column, instant, value) of every value that is there."""
@@ -179,9 +174,15 @@ class Sidecar:
         except (KeyError, TypeError, ValueError) as exc:
             raise self._stranger(f"/v1/samples/{table}: {exc!r}") from exc
 
-    async def server(self, port: int | None) -> Mapping[str, Any]:
-        """``pids``, ``boards`` and ``reason`` of who listens on a port there; None: of its ``--pid``."""
-        return (await self._get("/v1/server", {} if port is None else {"port": str(port)}))[1]
+    async def server(self, port: int | None) -> tuple[list[int], list[str], str | None]:
+        """(pids, boards, why these are not known) of who listens on a port there; None: of its ``--pid``."""
+        _, said = await self._get("/v1/server", {} if port is None else {"port": str(port)})
+        try:
+            if said["reason"] is not None:
+                return [], [], str(said["reason"])
+            return list(map(int, said["pids"])), list(map(str, said["boards"])), None
+        except (KeyError, TypeError, ValueError) as exc:
+            raise self._stranger(f"/v1/server: {exc!r}") from exc
 
     async def _get(
         self, path: str, query: Mapping[str, str] | None = None, *, good: tuple[int, ...] = (200,)

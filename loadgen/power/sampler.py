@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +60,7 @@ async def sample(
         done.skipped += following - tick - 1
         tick = following
         due_s = start_s + tick * interval_s
-        await _wait(stop, due_s - clock.now())
+        await clock.wait(stop, due_s - clock.now())
         if not stop.is_set():
             done.late.add(max(0.0, clock.now() - due_s))
     if done.failed:
@@ -88,10 +87,3 @@ async def _read_once(
     done.reads += 1
     done.read_time.add(clock.now() - begun_s)
     write(readings)
-
-
-async def _wait(stop: asyncio.Event, delay_s: float) -> None:
-    """Until ``stop`` is set, at most ``delay_s``."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, delay_s)):
-            await stop.wait()

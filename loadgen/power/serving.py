@@ -1,17 +1,19 @@
-"""Whether the server's processes compute on the boards that a sidecar measures, and who else does."""
+"""Whether the server's processes compute on the boards that are measured, and who else does."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from yarl import URL
 
+from loadgen.power.owner import owner_of_port
 from loadgen.power.remote import Info, Sidecar
+from loadgen.types import BoardProcess, PowerSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,26 @@ class Serving:
     reason: str | None
     others: tuple[Mapping[str, Any], ...] = ()
 
+    @classmethod
+    def judged(
+        cls,
+        pids: Iterable[int],
+        boards: Iterable[str],
+        reason: str | None,
+        processes: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    ) -> Self:
+        """From what `loadgen.power.owner` found, with ``processes`` on each board."""
+        if reason is not None:
+            return cls(None, None, reason)
+        own = tuple(pids)
+        others = tuple(
+            {"board": board, "pid": process["pid"], "name": process.get("name")}
+            for board, found in processes.items()
+            for process in found or ()
+            if process["pid"] not in own
+        )
+        return cls(own, tuple(boards), None, others)
+
 
 async def serving(sidecar: Sidecar, info: Info, port: int | None) -> Serving:
     """By the processes that the sidecar watches (``--pid``), else by who listens on ``port`` there.
@@ -41,17 +63,36 @@ async def serving(sidecar: Sidecar, info: Info, port: int | None) -> Serving:
             "the server's address names another host than the sidecar's: give the sidecar "
             "--pid of the server, or both the same host name",
         )
-    said = await sidecar.server(port)
-    if (reason := said.get("reason")) is not None:
-        return Serving(None, None, str(reason))
-    pids, boards = tuple(map(int, said["pids"])), tuple(map(str, said["boards"]))
-    others = tuple(
-        {"board": board, "pid": process["pid"], "name": process.get("name")}
-        for board, found in info.processes.items()
-        for process in found or ()
-        if process["pid"] not in pids
-    )
-    return Serving(pids, boards, None, others)
+    return Serving.judged(*await sidecar.server(port), info.processes)
+
+
+async def serving_here(source: PowerSource, boards: Sequence[str], server_url: URL) -> Serving:
+    """The same of this machine, whose ``boards`` the ``source`` reads; not while it reads them."""
+    host = "localhost" if _loopback(server_url.host or "") else socket.gethostname()
+    port = await port_there(server_url, host)
+    if port is None:
+        return Serving(None, None, "the server's address names another host than this machine")
+    told: Mapping[str, Sequence[BoardProcess] | None]
+    told = await asyncio.to_thread(getattr(source, "processes", dict))
+    rows = {board: None if (of := told.get(board)) is None else [asdict(p) for p in of] for board in boards}
+    owner = await asyncio.to_thread(owner_of_port, port, rows)
+    return Serving.judged(owner.pids, owner.boards, owner.reason, rows)
+
+
+def seen(
+    start: Serving, end: Serving | None, others: Iterable[Mapping[str, Any]], prefix: str = ""
+) -> dict[str, Any]:
+    """The ``server`` entry of run.json; ``others``: of all looks. ``prefix`` stands before boards' names."""
+    return {
+        "start": _named(start, prefix),
+        "end": None if end is None else _named(end, prefix),
+        "others": [{**process, "board": prefix + process["board"]} for process in others],
+    }
+
+
+def _named(found: Serving, prefix: str) -> dict[str, Any]:
+    boards = None if found.boards is None else [prefix + board for board in found.boards]
+    return {"pids": found.pids, "boards": boards, "reason": found.reason}
 
 
 async def port_there(server_url: URL, sidecar_host: str) -> int | None:

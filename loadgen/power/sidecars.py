@@ -25,8 +25,8 @@ LEAST_BASELINE_ROWS = 10
 class Sidecars:
     """All sidecars of a run, as one thing that is read. Made by `open_sidecars`.
 
-    ``boards``: rows for the manifest. ``reasons``: why a part (gpu, cpu, ram) is read
-    by none of them, None where one does. ``interval_s``: the longest of theirs.
+    ``boards``: rows for the manifest. ``reasons``: why a part (gpu, cpu, ram) is not read
+    by each of them, None where it is. ``interval_s``: the longest of theirs.
     """
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
@@ -34,14 +34,10 @@ class Sidecars:
         self.boards: tuple[Mapping[str, Any], ...] = tuple(row for f in feeds for row in f.boards)
         self.interval_s = max(f.info.interval_s for f in feeds)
         self.scrapes = any(f.scrapes for f in feeds)
-        self.reasons: dict[str, str | None] = {}
-        self._partly: list[str] = []
-        for part in ("gpu", "cpu", "ram"):
-            why = {f: f.info.reasons.get(part) for f in feeds}
-            told = [f"{f.name}: {reason}" if f.name else reason for f, reason in why.items() if reason]
-            self.reasons[part] = "; ".join(told) if len(told) == len(self.feeds) else None
-            if told and self.reasons[part] is None:
-                self._partly.append(f"power: {part} energy leaves out {'; '.join(told)}")
+        self.reasons: dict[str, str | None] = {
+            part: "; ".join(why for feed in feeds if (why := _unread(feed, part))) or None
+            for part in ("gpu", "cpu", "ram")
+        }
 
     def domains(self) -> Sequence[Domain]:
         """What is read, sidecar by sidecar."""
@@ -50,7 +46,7 @@ class Sidecars:
     @property
     def warnings(self) -> list[str]:
         """What the sidecars said, then what befell the links and clocks."""
-        return [*self._partly, *(w for f in self.feeds for w in (*f.warnings, *f.closing_words()))]
+        return [w for f in self.feeds for w in (*f.warnings, *f.closing_words())]
 
     @asynccontextmanager
     async def following(self, sink: Sink) -> AsyncIterator[None]:
@@ -79,6 +75,14 @@ class Sidecars:
     def manifest(self, zero_s: float) -> list[dict[str, Any]]:
         """The ``sidecars`` entry of run.json; ``zero_s``: see `Feed.manifest`."""
         return [feed.manifest(zero_s) for feed in self.feeds]
+
+
+def _unread(feed: Feed, part: str) -> str | None:
+    """Why a sidecar does not read a part; None where it does, also if a read failed just now."""
+    if any(domain.name.startswith(part) for domain in feed.info.domains):
+        return None
+    reason = feed.info.reasons.get(part) or f"no {part} there"
+    return f"{feed.name}: {reason}" if feed.name else reason
 
 
 @asynccontextmanager
@@ -139,7 +143,9 @@ def _refuse(feed: Feed, others: Sequence[Feed], baseline_s: float) -> None:
             )
     least_s = LEAST_BASELINE_ROWS * feed.info.interval_s
     if 0 < baseline_s < least_s:
+        faster_s = baseline_s / LEAST_BASELINE_ROWS
         raise PowerError(
             f"sidecar {feed.sidecar.shown}: samples every {feed.info.interval_s:g} s, too seldom for "
-            f"power.baseline_s {baseline_s:g}: raise that to {least_s:g}, or start it with --interval 0.05"
+            f"power.baseline_s {baseline_s:g}: raise that to {least_s:g} (or 0: none), "
+            f"or start it with --interval {faster_s:g}"
         )

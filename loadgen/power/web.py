@@ -9,10 +9,12 @@ import urllib.request
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from loadgen import clock
 from loadgen.clients.redaction import redact_url
 from loadgen.errors import PowerError
 
 TIMEOUT_S = 5.0
+"""For each step of an exchange: the connection, the head, the body."""
 MOST_BYTES = 64 << 20
 TOKEN_VARIABLE = "LOADGEN_POWER_TOKEN"
 
@@ -44,8 +46,7 @@ class Web:
         request = urllib.request.Request(self._base + path, headers=self._headers)
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:
-                body: bytes = response.read(MOST_BYTES)
-                return body
+                return self._body(response)
         except urllib.error.HTTPError as exc:
             with exc:
                 if exc.code in also:
@@ -54,6 +55,19 @@ class Web:
         except (OSError, http.client.HTTPException) as exc:
             why = getattr(exc, "reason", None) or exc
             raise PowerError(f"{self._shown}: {why}") from exc
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """The whole body. Raises PowerError for one that is cut short, too long, or takes too long."""
+        body, until_s = bytearray(), clock.now() + TIMEOUT_S
+        while part := response.read1(1 << 16):
+            body += part
+            if len(body) > MOST_BYTES:
+                raise PowerError(f"{self._shown}: more than {MOST_BYTES} bytes")
+            if clock.now() > until_s:
+                raise PowerError(f"{self._shown}: the answer takes longer than {TIMEOUT_S:g} s")
+        if response.length:  # what is missing of its content-length, at which http.client says nothing
+            raise PowerError(f"{self._shown}: the answer was cut short")
+        return bytes(body)
 
 
 def _advice(status: int) -> str:

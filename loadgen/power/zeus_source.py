@@ -17,13 +17,13 @@ What each domain of a system on a chip includes stands in its note (`_SOC`).
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from loadgen import clock
 from loadgen.errors import PowerError
-from loadgen.types import Domain, Reading
+from loadgen.types import Domain, Method, Reading
 
 STALE_S = 1.0
 """An AMD accumulator that stands still this long is frozen (ROCm/amdsmi issue 38): boards never draw 0 W."""
@@ -63,14 +63,14 @@ update period, what it is."""
 
 @dataclass(slots=True)
 class _Probe:
-    """One call to zeus and the values it gives: joules of counters, watts of power, by domain.
+    """One call to zeus and the values it gives, in the domains' order: mJ of counters, mW of power.
 
     ``stale_s``: a counter of this probe that stands still as long is frozen. ``lost``: why it is
     asked no more.
     """
 
     domains: tuple[Domain, ...]
-    ask: Callable[[], Mapping[str, float]]
+    ask: Callable[[], Sequence[float]]
     stale_s: float | None = None
     last: tuple[float, float] | None = None  # (value, instant of its last change)
     lost: str | None = None
@@ -162,19 +162,18 @@ class ZeusSource:
             raise PowerError(_line(exc)) from exc
         now_s = clock.now()
         if probe.stale_s is not None:
-            value = values[probe.domains[0].name]
-            if probe.last is None or value != probe.last[0]:
-                probe.last = (value, now_s)
+            if probe.last is None or values[0] != probe.last[0]:
+                probe.last = (values[0], now_s)
             elif now_s - probe.last[1] >= probe.stale_s:
                 raise PowerError(
                     f"the energy counter has stood still for {probe.stale_s:g} s or more: frozen "
                     "(ROCm/amdsmi issue 38); no energy is known"
                 )
         return [
-            Reading(now_s, d.name, energy_j=values[d.name])
+            Reading(now_s, d.name, energy_j=value * _MILLI)
             if d.method == "counter"
-            else Reading(now_s, d.name, power_w=values[d.name])
-            for d in probe.domains
+            else Reading(now_s, d.name, power_w=value * _MILLI)
+            for d, value in zip(probe.domains, values, strict=True)
         ]
 
     def close(self) -> None:
@@ -204,25 +203,18 @@ def _amd(
         if "MI250" in model:
             note += ", both chiplets of the package"
         metered = bool(gpu.supports_get_total_energy_consumption())
-        channels: list[tuple[Domain, Callable[[], int]]] = []
+        asked: list[tuple[Method, str, Callable[[], float]]] = [
+            ("instant", "current_socket_power", gpu.get_instant_power_usage),
+            ("average", "average_socket_power", gpu.get_average_power_usage),
+        ]
         if metered:
-            counter = Domain(name, "counter", None, f"amdsmi energy accumulator; {note}")
-            channels.append((counter, gpu.get_total_energy_consumption))
-        channels += [
-            (
-                Domain(f"{name}.instant", "instant", None, f"amdsmi current_socket_power; {note}"),
-                gpu.get_instant_power_usage,
-            ),
-            (
-                Domain(f"{name}.average", "average", None, f"amdsmi average_socket_power; {note}"),
-                gpu.get_average_power_usage,
-            ),
+            asked.insert(0, ("counter", "energy accumulator", gpu.get_total_energy_consumption))
+        answering = [
+            _alone(name, method, f"amdsmi {what}; {note}", ask)
+            for method, what, ask in asked
+            if _told(ask, errors) is not None
         ]
-        answering = [pair for pair in channels if _answers(pair[1], errors)]
-        probes += [
-            _Probe((domain,), _scaled(domain.name, ask), STALE_S if domain.method == "counter" else None)
-            for domain, ask in answering
-        ]
+        probes += answering
         if not answering:
             warnings.append(
                 f"power: {name}: {model} shows no energy and no power "
@@ -233,7 +225,8 @@ def _amd(
                 f"power: {name}: the energy counter of {model} does not follow its power: frozen "
                 "(ROCm/amdsmi issue 38); its power is integrated"
             )
-        boards.append(_row(name, gpu.gpu_index, model, _limit_w(gpu, errors)))
+        limit_mw = _told(gpu.get_power_management_limit, errors)
+        boards.append(_row(name, gpu.gpu_index, model, None if limit_mw is None else limit_mw * _MILLI))
     if not probes:
         raise PowerError(f"zeus: {'; '.join(w.removeprefix('power: ') for w in warnings) or 'no AMD board'}")
     return probes, boards, warnings
@@ -254,9 +247,9 @@ def _soc(
     if not found:
         raise PowerError("zeus: this chip shows no energy: no known rail or channel")
 
-    def ask() -> Mapping[str, float]:
+    def ask() -> Sequence[float]:
         shown = _measurement(soc)
-        return {name: sum(getattr(shown, f) for f in fields) * _MILLI for name, (_, fields) in found.items()}
+        return [sum(getattr(shown, f) for f in fields) for _, fields in found.values()]
 
     model = "Apple silicon" if getattr(first, "cpu_total_mj", None) is not None else "NVIDIA Jetson"
     boards = [_row("gpu0", 0, model, None)] if "gpu0" in found else []
@@ -270,21 +263,16 @@ def _measurement(soc: Any) -> Any:
     return soc.get_total_energy_consumption()
 
 
-def _scaled(name: str, ask: Callable[[], int]) -> Callable[[], Mapping[str, float]]:
-    return lambda: {name: ask() * _MILLI}
+def _alone(board: str, method: Method, note: str, ask: Callable[[], float]) -> _Probe:
+    """One value of a board."""
+    counter = method == "counter"
+    domain = Domain(board if counter else f"{board}.{method}", method, None, note)
+    return _Probe((domain,), lambda: [ask()], STALE_S if counter else None)
 
 
-def _answers(ask: Callable[[], int], errors: tuple[type[Exception], ...]) -> bool:
+def _told(ask: Callable[[], float], errors: tuple[type[Exception], ...]) -> float | None:
     try:
-        ask()
-    except errors:
-        return False
-    return True
-
-
-def _limit_w(gpu: Any, errors: tuple[type[Exception], ...]) -> float | None:
-    try:
-        return float(gpu.get_power_management_limit()) * _MILLI
+        return float(ask())
     except errors:
         return None
 

@@ -72,7 +72,7 @@ class DataDirectory:
 
 
 def _id(path: Path) -> str:
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # empty: a power cut
         draft = path.with_name(f"{ID}.{os.getpid()}")
         draft.write_text(f"{uuid.uuid4()}\n")
         draft.replace(path)

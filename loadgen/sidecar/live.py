@@ -109,12 +109,4 @@ class Live:
             elif clock.now() - sent_s >= KEEP_ALIVE_S:
                 await send(b": still here\n\n")
                 sent_s = clock.now()
-            await _wait(self._ending, POLL_S)
-
-
-async def _wait(event: asyncio.Event, most_s: float) -> None:
-    try:
-        async with asyncio.timeout(most_s):
-            await event.wait()
-    except TimeoutError:
-        return
+            await clock.wait(self._ending, POLL_S)

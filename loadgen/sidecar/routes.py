@@ -17,14 +17,14 @@ import loadgen
 from loadgen import clock, provenance
 from loadgen.clients.redaction import redact_url
 from loadgen.errors import LoadgenError
+from loadgen.power.owner import owner_of_pid, owner_of_port, with_descendants
 from loadgen.sidecar.access import Handler, guard
 from loadgen.sidecar.directory import DataDirectory
 from loadgen.sidecar.encoding import as_json
 from loadgen.sidecar.events import read_events
 from loadgen.sidecar.exposition import Now, exposition
 from loadgen.sidecar.live import Live
-from loadgen.sidecar.owner import owner_of_pid, owner_of_port, with_descendants
-from loadgen.sidecar.table import TableReader, boot_id
+from loadgen.sidecar.table import Row, TableReader, boot_id
 
 SCHEMA = 1
 MOST_ROWS, ROWS = 10_000, 1000
@@ -124,6 +124,9 @@ class Routes:
         last = self._directory.tables["power"].last()
         # Of this start only: a row of an earlier boot is on another clock.
         if last is None or not sampling.started_s <= last.t_s <= clock.now():
+            folder = self._directory.folder
+            if not folder.is_dir():
+                return None, "stale", f"the data directory {folder} is gone: make it again, or start anew"
             return None, "starting", sampling.trouble or "no sample since the start yet"
         age_s = clock.now() - last.t_s
         limit_s = max(STALE_S, STALE_INTERVALS * sampling.interval_s)
@@ -165,7 +168,7 @@ class Routes:
 
     def _warnings(self) -> list[str]:
         found = [] if self._sampling.trouble is None else [self._sampling.trouble]
-        if self._scraped is not None and not self._now(self._directory.tables["metrics"], "metrics"):
+        if self._scraped is not None and self._fresh(self._directory.tables["metrics"], "metrics") is None:
             found.append(f"metrics: {redact_url(self._scraped)} gives nothing now")
         return found
 
@@ -248,11 +251,16 @@ class Routes:
         body, content_type = exposition(now, request.headers.get(hdrs.ACCEPT, ""))
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
-    def _now(self, table: TableReader, name: str) -> dict[str, float]:
-        """The newest row's values, unless it is older than a few of its intervals."""
+    def _fresh(self, table: TableReader, name: str) -> Row | None:
+        """The newest row, unless it is older than a few of its intervals."""
         last = table.last()
         limit_s = max(STALE_S, STALE_INTERVALS * self._intervals_s.get(name, math.inf))
-        if last is None or not 0 <= clock.now() - last.t_s <= limit_s:
+        return last if last is not None and 0 <= clock.now() - last.t_s <= limit_s else None
+
+    def _now(self, table: TableReader, name: str) -> dict[str, float]:
+        """The values of the newest row, if it is fresh."""
+        last = self._fresh(table, name)
+        if last is None:
             return {}
         return {
             column: value

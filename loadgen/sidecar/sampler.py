@@ -16,7 +16,6 @@ import dataclasses
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import uuid
@@ -42,6 +41,8 @@ from loadgen.types import BoardState, Reading
 
 STATUS = "sampler.json"
 CHORES_S, PROCESSES_S, OVERHEAD_S = 1.0, 5.0, 10.0
+OVERHEAD_EVENT_S = 600.0
+"""sampler.json always has the newest figures; the events keep their course."""
 STATE_FIELDS = tuple(f.name for f in dataclasses.fields(BoardState) if f.name not in ("t_s", "domain"))
 SEGMENT_S, HOLD_S = 3600.0, 600.0
 """What retention deletes at once, and how long a full disk is waited for with all rows in memory."""
@@ -77,16 +78,8 @@ class SamplerConfig:
 
 
 def command(config: SamplerConfig) -> list[str]:
-    """The command line of a sampler process."""
+    """The command line of a sampler process, which lives until its standard input ends or it gets SIGTERM."""
     return [sys.executable, "-m", "loadgen.sidecar.sampler", orjson.dumps(asdict(config)).decode()]
-
-
-def spawn(config: SamplerConfig) -> subprocess.Popen[bytes]:
-    """Starts a sampler that lives until its ``stdin`` is closed or it gets SIGTERM.
-
-    In a session of its own: a terminal's Ctrl-C is for the service, which then decides.
-    """
-    return subprocess.Popen(command(config), stdin=subprocess.PIPE, start_new_session=True)
 
 
 class Sampler:
@@ -105,7 +98,6 @@ class Sampler:
         self._source = HostSource(parts, last_energies(self.folder, self._before), self._log.add)
         self._tables: dict[str, TableWriter] = {}
         self._full: dict[str, str] = {}
-        self._last_s = float("-inf")
         self._processes: dict[str, list[dict[str, Any]] | None] = {}
         self._status: dict[str, Any] = {}
         self._started_s = clock.now()
@@ -149,19 +141,20 @@ class Sampler:
             self._log.add("stop", f"stopped after {self.done.reads} samples", session=self._session)
         finally:
             source.close()
-            for table in self._tables.values():
+            for name, table in self._tables.items():
                 table.close()
+                if table.lost_rows:
+                    _say(f"{self.folder}: {table.lost_rows} rows of table {name} are lost: {table.broken}")
         return self.done
 
     def _write(self, readings: Sequence[Reading]) -> None:
-        # A row's time must not run backwards; a sensor's own stamp may be older than the last row.
-        self._last_s = max(self._last_s, min(reading.t_s for reading in readings))
         values = {reading.domain: (reading.t_s, _value(reading)) for reading in readings}
         table = self._tables["power"]
         if not values.keys() <= set(table.columns):
             self._fit_tables()
             table = self._tables["power"]
-        table.append(self._last_s, values)
+        # The tick's own instant: the sensors' stamps, which may be older, are in the values' lags.
+        table.append(clock.now(), values)
 
     async def _chores(self) -> None:
         """What is slower than a tick: every second, half an interval after one so as to hinder none."""
@@ -175,7 +168,9 @@ class Sampler:
             self._write_states()
             if turn % int(PROCESSES_S / CHORES_S) == 0:
                 self._look_at_processes()
-            if turn % int(OVERHEAD_S / CHORES_S) == 0:
+            if turn == 1 or turn % int(OVERHEAD_S / CHORES_S) == 0:
+                self._report = self._overhead.report(self.done)
+            if turn % int(OVERHEAD_EVENT_S / CHORES_S) == 0:
                 self._tell_overhead()
             self._watch_disk()
             self._log.flush()
@@ -230,16 +225,20 @@ class Sampler:
             self._log.add("processes", f"{count} compute processes on the boards", boards=found)
 
     def _tell_overhead(self) -> None:
-        report = self._overhead.report(self.done)
-        self._report = report
-        self._log.add("overhead", f"{report['cpu_s_per_hour'] or 0:.3g} CPU-s per hour", **report)
+        self._report = report = self._overhead.report(self.done)
+        used = report["cpu_s_per_hour"]
+        cost = "too early to tell" if used is None else f"{used:.3g} CPU-s per hour"
+        self._log.add("overhead", cost, **report)
 
     def _watch_disk(self) -> None:
-        """Tells once that a table cannot be written, and once that it can again."""
+        """Tells once that a table cannot be written, and once that it can again; aloud, too, since then the
+        events cannot be written either."""
         for name, table in self._tables.items():
             if table.broken is not None and name not in self._full:
                 self._full[name] = table.broken
-                self._log.add("disk_full", f"table {name}: {table.broken}; rows wait in memory", table=name)
+                text = f"table {name}: {table.broken}; rows wait in memory"
+                _say(f"{self.folder}: {text}")
+                self._log.add("disk_full", text, table=name)
             elif table.broken is None and self._full.pop(name, None) is not None:
                 self._log.add(
                     "disk_recovered",
@@ -345,9 +344,13 @@ def main(arguments: Sequence[str]) -> int:
         # 31 CPU-s an hour, uvloop 0.43 ms (9.7 ms) for 33. Neither matters to a stamped sample.
         asyncio.run(_until_told(config))
     except LoadgenError as exc:
-        print(f"loadgen sidecar: sampler: {exc}", file=sys.stderr)
+        _say(str(exc))
         return 2
     return 0
+
+
+def _say(text: str) -> None:
+    print(f"loadgen sidecar: sampler: {text}", file=sys.stderr, flush=True)
 
 
 def _first_line() -> bytes:

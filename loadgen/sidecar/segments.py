@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,6 +14,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import orjson
+
+from loadgen.errors import ConfigError
 
 SCHEMA = 1
 HEADER_BYTES = 1 << 16
@@ -57,15 +59,22 @@ class Segment:
 
     @classmethod
     def of(cls, path: Path, first_seq: int) -> Self | None:
-        """None for a file without a whole header, or one deleted meanwhile."""
+        """None for a file without a whole header, or one deleted meanwhile.
+
+        Raises ConfigError for another version's file, which must be neither read nor mended.
+        """
         try:
             with path.open("rb", buffering=0) as file:
                 line, end, _ = os.pread(file.fileno(), HEADER_BYTES, 0).partition(b"\n")
             header = orjson.loads(line) if end else {}
         except (FileNotFoundError, orjson.JSONDecodeError):
             return None
-        if header.get("schema") != SCHEMA:
+        if not isinstance(header, dict) or "schema" not in header:
             return None
+        if header["schema"] != SCHEMA:
+            raise ConfigError(
+                f"{path}: schema {header['schema']!r}, this loadgen reads {SCHEMA}: take another directory"
+            )
         columns = tuple(header["columns"])
         return cls(path, first_seq, columns, header["boot"], len(line) + 1, record_type(len(columns)))
 
@@ -90,6 +99,23 @@ class Segment:
             for i, check in enumerate(checks)
         ]
         return found if all(good) else found[np.array(good, dtype=bool)]
+
+    def query(
+        self, fd: int, after: int | None, since_s: float | None, until_s: float | None, limit: int | None
+    ) -> tuple[Records, bool]:
+        """The rows of `TableReader.rows` that are here, and whether none can come in a later segment."""
+        rows = self.count(fd)
+        begin, end = 0, rows
+        if after is not None and after >= self.first_seq:
+            begin = bisect_right(range(rows), after, key=lambda i: self.seq(fd, i))
+        if since_s is not None:
+            begin = max(begin, bisect_left(range(rows), since_s, key=lambda i: self.t_s(fd, i)))
+        if until_s is not None:
+            end = bisect_right(range(rows), until_s, key=lambda i: self.t_s(fd, i))
+        ended = end < rows
+        if limit is not None:
+            end = min(end, begin + limit)
+        return self.records(fd, begin, max(begin, end)), ended
 
     def seq(self, fd: int, index: int) -> int:
         return int(_SEQ.unpack(os.pread(fd, _SEQ.size, self.offset(index)))[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import math
 import sys
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from loadgen import foreground
+from loadgen import clock, foreground
 from loadgen.errors import ConfigError
 from loadgen.metrics.scrape import metrics_url, scrape
 from loadgen.sidecar.access import Address
@@ -87,7 +87,8 @@ async def _listen(runner: web.AppRunner, address: Address) -> str:
     try:
         await web.TCPSite(runner, address.host, address.port).start()
     except OSError as exc:
-        hint = "; is another sidecar running? --listen takes another port" if exc.errno == 98 else ""
+        taken = exc.errno == errno.EADDRINUSE
+        hint = "; is another sidecar running? --listen takes another port" if taken else ""
         raise ConfigError(
             f"--listen {address.host}:{address.port}: cannot listen there: {exc.strerror}{hint}"
         ) from exc
@@ -151,9 +152,7 @@ async def _scrape(url: str, options: Options, ending: asyncio.Event) -> None:
             if done.reason is not None and done.reason != told:
                 told = done.reason
                 _warn(f"metrics: {told}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SCRAPE_AGAIN_S):
-                    await ending.wait()
+            await clock.wait(ending, SCRAPE_AGAIN_S)
     finally:
         table.close()
 

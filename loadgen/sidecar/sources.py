@@ -139,9 +139,7 @@ class HostSource:
         here = {name: Last(*seen, part.domains[name].method) for name, seen in part.seen.items()}
         known = {**part.resume, **here}
         try:
-            # Threads and virtual time do not mix.
-            virtual = clock.is_virtual()
-            source = part.opening(known) if virtual else await asyncio.to_thread(part.opening, known)
+            source = await asyncio.to_thread(part.opening, known)
         except (PowerError, OSError) as exc:
             if part.source is None:
                 part.reason = str(exc)
@@ -152,6 +150,12 @@ class HostSource:
             # An estimate must not go on under the name of a counter.
             source.close()
             part.reason = f"{part.name}: {other[0]} could now be read only as {found[other[0]].method}"
+            return
+        elsewhere = {name for one in self._parts if one is not part for name in one.domains}
+        if twice := sorted(elsewhere & found.keys()):
+            # A Jetson's or Apple chip's own counter and an estimate would share one column.
+            source.close()
+            part.reason = f"{part.name}: {twice[0]} is read with another part already"
             return
         again, part.source, part.reason = part.source, source, None
         if again is not None:

@@ -70,7 +70,8 @@ class TableWriter:
     ``lost_rows``: rows that fell out of memory while the disk took nothing; their
     seq numbers are missing from the table. ``broken``: why the disk takes nothing
     now, else None. Rows wait in memory then, at most ``hold_rows``, and are written
-    in order when it takes them again.
+    in order when it takes them again. Rows that still wait when the process is killed
+    are lost; nobody has seen their seq numbers, which are given again.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class TableWriter:
         """Writes what waits, as far as the disk takes it; after a failure one row is tried first."""
         try:
             while self._waiting:
-                if self._fd is None or not self._room:
+                if self._fd is None or not self._room or os.fstat(self._fd).st_nlink == 0:  # deleted
                     self._begin(self._waiting[0][0])
                     self._forget(now_s)
                 assert self._fd is not None
@@ -369,7 +370,7 @@ class TableReader:
                 continue  # retention took it
             with file:
                 fd = file.fileno()
-                block, ended = _slice(segment, fd, after, since_s, until_s, limit)
+                block, ended = segment.query(fd, after, since_s, until_s, limit)
             if block.size:
                 yield segment, block
             if limit is not None:
@@ -386,29 +387,6 @@ class TableReader:
                 known[path] = segment
         self._known = known
         return list(known.values())
-
-
-def _slice(
-    segment: Segment,
-    fd: int,
-    after: int | None,
-    since_s: float | None,
-    until_s: float | None,
-    limit: int | None,
-) -> tuple[Records, bool]:
-    """One segment's rows of a query, and whether the query ends in it."""
-    rows = segment.count(fd)
-    begin, end = 0, rows
-    if after is not None and after >= segment.first_seq:
-        begin = bisect_right(range(rows), after, key=lambda i: segment.seq(fd, i))
-    if since_s is not None:
-        begin = max(begin, bisect_left(range(rows), since_s, key=lambda i: segment.t_s(fd, i)))
-    if until_s is not None:
-        end = bisect_right(range(rows), until_s, key=lambda i: segment.t_s(fd, i))
-    ended = end < rows
-    if limit is not None:
-        end = min(end, begin + limit)
-    return segment.records(fd, begin, max(begin, end)), ended
 
 
 def _first_t_s(segment: Segment) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadgen import clock
+from loadgen import clock, foreground
 from loadgen.errors import ConfigError
 
 _DESCRIPTION = """Samples the power of this machine beside the server and hands the samples to `loadgen run`:
@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   ssh -L 9400:localhost:9400 gpu-host                 ... and the same from another machine
   openssl rand -hex 32 > token; chmod 600 token       without ssh: a token for both sides
   loadgen sidecar --listen 0.0.0.0:9400 --token-file token
+  loadgen run SCENARIO --url http://gpu-host:8080 --sidecar http://gpu-host:9400 --sidecar-token-file token
   loadgen sidecar --gpu GPU-5a1c --pid 4711 --scrape http://localhost:8080
 
 exit status: 0 ended by SIGTERM or Ctrl-C, its last samples written; 2 it cannot do what it was asked for;
@@ -113,6 +114,7 @@ def add_verb(verbs: Any, formatter: Any) -> None:
 
 
 def _sidecar(args: argparse.Namespace) -> int:
+    foreground.end_while_starting()
     import psutil
 
     from loadgen.clients.http import parse_url

@@ -63,9 +63,9 @@ class SamplerProcess:
         """
         backoff_s = 0.0
         while not ending.is_set():
-            begun_s = clock.now()
+            begun_s, before = clock.now(), self._session()
             process = await self._start()
-            died = await self._until(ending, process)
+            died = await self._until(ending, process, before)
             self._process = None
             if not died:
                 return
@@ -77,7 +77,7 @@ class SamplerProcess:
                 0.0 if lived_s >= SETTLED_S else min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * backoff_s))
             )
             self._died(process.pid, status, lived_s, backoff_s)
-            await _wait(ending, backoff_s)
+            await clock.wait(ending, backoff_s)
             self.restarts += 1
 
     def _died(self, pid: int, status: int, lived_s: float, backoff_s: float) -> None:
@@ -90,15 +90,18 @@ class SamplerProcess:
         # A session of its own: a terminal's Ctrl-C is for the service, which then ends the sampler.
         # The lock stays taken for as long as either lives. The pipe closes when the service
         # dies, by whatever cause: that is how the sampler knows.
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, start_new_session=True, pass_fds=(self._lock,)
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=PIPE, start_new_session=True, pass_fds=(self._lock,)
+            )
+        except OSError as exc:
+            raise ConfigError(f"the sampler cannot be started: {exc}") from exc
         return self._process
 
-    async def _until(self, ending: asyncio.Event, process: Process) -> bool:
-        """Whether the process died; else it was asked to end, and did."""
+    async def _until(self, ending: asyncio.Event, process: Process, before: str | None) -> bool:
+        """Whether the process died; else it was asked to end, and did. ``before``: the session before it."""
         dead = asyncio.create_task(process.wait())
-        telling = asyncio.create_task(self._wait_ready(process.pid))
+        telling = asyncio.create_task(self._wait_ready(before))
         end = asyncio.create_task(ending.wait())
         try:
             await asyncio.wait((dead, end), return_when=asyncio.FIRST_COMPLETED)
@@ -125,17 +128,18 @@ class SamplerProcess:
             if process.stdin is not None:
                 process.stdin.close()
 
-    async def _wait_ready(self, pid: int) -> None:
+    def _session(self) -> str | None:
+        # Not the process number: in a container it is the same at every start.
+        return self._directory.sampler().get("session")
+
+    async def _wait_ready(self, before: str | None) -> None:
         late_s = clock.now() + READY_S
-        while self._directory.sampler().get("pid") != pid:
+        while self._session() == before:
             if clock.now() > late_s:
-                self.trouble = f"the sampler opens its sources for more than {READY_S:g} s: a driver hangs"
+                self.trouble = (
+                    f"the sampler has not told what it reads for more than {READY_S:g} s: "
+                    "a driver hangs, or the disk is full"
+                )
             await asyncio.sleep(0.05)
         self.trouble = None
         self.ready.set()
-
-
-async def _wait(event: asyncio.Event, most_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(most_s):
-            await event.wait()

@@ -15,7 +15,7 @@
 #include <time.h>
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
-enum { LOST = 15 };
+enum { LOST = 15, WRONG_VERSION = 25 };
 enum { MOST_BOARDS = 16, MOST_PROCESSES = 32 };
 static const double EPOCH_S = 1.7e9; /* the wall clock at simulated time 0 */
 
@@ -277,6 +277,7 @@ int nvmlDeviceGetName(const Handle *h, char *s, unsigned n) {
 NUMBER(nvmlDeviceGetEnforcedPowerLimit, unsigned, b->limit * 1000, b->state_ret)
 NUMBER(nvmlDeviceGetPerformanceState, unsigned, b->pstate, b->state_ret)
 NUMBER(nvmlDeviceGetCurrentClocksEventReasons, unsigned long long, b->reasons, b->state_ret)
+NUMBER(nvmlDeviceGetCurrentClocksThrottleReasons, unsigned long long, b->reasons, b->state_ret) /* its old name */
 NUMBER(nvmlDeviceGetPersistenceMode, unsigned, b->persistence, b->state_ret)
 NUMBER(nvmlDeviceGetArchitecture, unsigned, b->arch, b->state_ret)
 NUMBER(nvmlDeviceGetPowerUsage, unsigned, (b->arch < 7 ? instant_w : average_w)(b, fake_now()) * 1000 + 0.5,
@@ -309,8 +310,10 @@ int nvmlDeviceGetTemperature(const Handle *h, unsigned sensor, unsigned *out) {
     return answered(OK);
 }
 typedef struct { unsigned version, sensor; int temperature; } Temperature;
+_Static_assert(sizeof(Temperature) == 12, "nvmlTemperature_v1_t");
 int nvmlDeviceGetTemperatureV(const Handle *h, Temperature *out) {
     ASK(h);
+    if (out->version != (1 << 24 | sizeof(Temperature))) return answered(WRONG_VERSION);
     if (out->sensor || b->state_ret) return answered(UNSUPPORTED);
     out->temperature = (int)b->temperature;
     return answered(OK);
@@ -329,8 +332,8 @@ int nvmlDeviceGetTotalEccErrors(const Handle *h, unsigned type, unsigned counter
 }
 
 typedef struct { unsigned pid; unsigned long long memory_bytes; unsigned gpu_instance, compute_instance; } Process;
-int nvmlDeviceGetComputeRunningProcesses_v3(const Handle *h, unsigned *count, Process *out) {
-    ASK(h);
+_Static_assert(sizeof(Process) == 24 && offsetof(Process, memory_bytes) == 8, "nvmlProcessInfo_v2_t");
+static int tenants(const Board *b, unsigned *count, Process *out) {
     unsigned room = *count;
     if (b->processes_ret) return answered((int)b->processes_ret);
     *count = (unsigned)b->process_count;
@@ -338,10 +341,18 @@ int nvmlDeviceGetComputeRunningProcesses_v3(const Handle *h, unsigned *count, Pr
     for (unsigned k = 0; k < *count; k++) out[k] = (Process){b->pid[k], b->memory_bytes[k], ~0u, ~0u};
     return answered(OK);
 }
+int nvmlDeviceGetComputeRunningProcesses_v3(const Handle *h, unsigned *count, Process *out) {
+    ASK(h);
+    return tenants(b, count, out);
+}
+int nvmlDeviceGetComputeRunningProcesses_v2(const Handle *h, unsigned *count, Process *out) {
+    ASK(h);
+    return tenants(b, count, out);
+}
 int nvmlSystemGetProcessName(unsigned pid, char *s, unsigned n) {
     if (session_ret()) return session_ret();
     if (pid >= 4000000) return NOT_FOUND;
-    snprintf(s, n, "/opt/process-%u", pid);
+    snprintf(s, n, pid == 255 ? "\xff\xfe" : "/opt/process-%u", pid); /* 255: no UTF-8 */
     return OK;
 }
 
@@ -351,6 +362,7 @@ typedef struct {
     int type, ret;
     union { double d; unsigned ui; unsigned long long ull; } value;
 } Field;
+_Static_assert(sizeof(Field) == 40 && offsetof(Field, value) == 32, "nvmlFieldValue_t");
 int nvmlDeviceGetFieldValues(const Handle *h, int n, Field *f) {
     ASK(h);
     double t = fake_now(), wall = fake_wall();
