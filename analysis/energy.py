@@ -30,6 +30,8 @@ Part = Literal["gpu", "cpu", "ram"]
 Label = Literal["measured", "estimated", "simulated"]
 PARTS: tuple[Part, ...] = ("gpu", "cpu", "ram")
 
+UNREAD_SHARE = 0.005
+"""Of a window, at each end, that may lie beyond the readings: its energy is not counted."""
 COVERED_PERIODS = 3.0
 """A reading speaks for so many times `spacing_s` to each side."""
 PASSED_ON_S = 0.5
@@ -235,7 +237,7 @@ def unusable(series: Series, start_s: float, end_s: float, period_s: float | Non
     name = series.domain.name
     if len(series.t_s) < 2:
         return f"{name}: {len(series.t_s)} readings"
-    slack_s = COVERED_PERIODS * spacing_s(series, period_s)
+    slack_s = min(COVERED_PERIODS * spacing_s(series, period_s), UNREAD_SHARE * (end_s - start_s))
     if series.t_s[0] > start_s + slack_s or series.t_s[-1] < end_s - slack_s:
         return (
             f"{name}: readings cover {series.t_s[0]:.3f} to {series.t_s[-1]:.3f} s, "

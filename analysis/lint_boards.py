@@ -21,7 +21,6 @@ import pandas as pd
 
 from analysis.energy import BoardEnergy, Part, PartEnergy, board_of
 from analysis.load import Run
-from loadgen.types import Domain
 
 AGREEMENT = 0.05
 """How far two readings of one energy may differ."""
@@ -56,8 +55,7 @@ def warnings(run: Run, parts: Mapping[Part, PartEnergy]) -> Iterator[str]:
             if board.total_j is not None and part.window_s >= SHORT_WINDOW_S:
                 yield from _agreement(board)
     if (gpu := parts.get("gpu")) is not None:
-        for board in gpu.boards:
-            yield from _in_step(run, board)
+        yield from _in_step(run, gpu)
     if run.end_s is not None and len(run.boards):
         inside = run.boards[(run.boards["t_s"] >= 0) & (run.boards["t_s"] <= run.end_s)]
         for name, states in inside.groupby("domain"):
@@ -88,17 +86,29 @@ def _agreement(board: BoardEnergy) -> Iterator[str]:
             yield f"energy: the integral of {other} is {100 * (other_j / one_j - 1):+.3g} % off that of {one}"
 
 
-def _in_step(run: Run, board: BoardEnergy) -> Iterator[str]:
+def _in_step(run: Run, gpu: PartEnergy) -> Iterator[str]:
+    """One line for all boards whose sensors are alike."""
     spacing_s = _spacing_s(run)
-    if spacing_s is None or (board.cumulative and board.method == "simulated"):
-        return  # a simulated counter adds up what was drawn, not what a sensor saw
-    for name, series in run.series.items():
-        domain = series.domain
-        if domain.averaging_s is None or domain.update_s is None or board_of(name) != board_of(board.domain):
-            continue
-        if (updates := in_step(spacing_s, domain.update_s, domain.averaging_s)) is not None:
-            yield _locked(domain, spacing_s, updates)
-            return
+    if spacing_s is None:
+        return
+    alike: dict[tuple[float, float, int], list[str]] = {}
+    for board in gpu.boards:
+        if board.cumulative and board.method == "simulated":
+            continue  # a simulated counter adds up what was drawn, not what a sensor saw
+        for name, series in run.series.items():
+            window_s, update_s = series.domain.averaging_s, series.domain.update_s
+            if window_s is None or update_s is None or board_of(name) != board_of(board.domain):
+                continue
+            if (updates := in_step(spacing_s, update_s, window_s)) is not None:
+                alike.setdefault((window_s, update_s, updates), []).append(name)
+                break
+    for (window_s, update_s, updates), names in alike.items():
+        yield (
+            f"energy: arrivals every {1e3 * spacing_s:.4g} ms keep step with the sensor of "
+            f"{', '.join(names)}, which sees {1e3 * window_s:.3g} of every {1e3 * update_s:.4g} ms: always the same "
+            f"{1e3 * updates * window_s:.3g} ms of each spacing, so sensor and counter may be wrong alike; "
+            "vary the spacing"
+        )
 
 
 def in_step(spacing_s: float, update_s: float, window_s: float) -> int | None:
@@ -118,16 +128,6 @@ def in_step(spacing_s: float, update_s: float, window_s: float) -> int | None:
         if spacings and abs(spacings * spacing_s - updates * update_s) <= LOCK_TOLERANCE * update_s:
             return updates
     return None
-
-
-def _locked(domain: Domain, spacing_s: float, updates: int) -> str:
-    assert domain.averaging_s is not None and domain.update_s is not None
-    seen_ms, every_ms = 1e3 * domain.averaging_s, 1e3 * domain.update_s
-    return (
-        f"energy: arrivals every {1e3 * spacing_s:.4g} ms keep step with {domain.name}, which sees "
-        f"{seen_ms:.3g} of every {every_ms:.4g} ms: in {spacing_s * 1e3:.4g} ms of load it sees the same "
-        f"{updates * seen_ms:.3g} ms every time, and a counter fed by it is off alike; vary the spacing"
-    )
 
 
 def _spacing_s(run: Run) -> float | None:

@@ -299,6 +299,18 @@ def test_a_window_of_fewer_than_ten_updates_is_refused_with_both_lengths() -> No
     assert "every 30 s" in str(gpu.reason) and "at least 300 s" in str(gpu.reason)
 
 
+def test_a_slow_counter_that_stops_before_the_windows_end_does_not_lose_the_rest_unsaid() -> None:
+    slow_s = np.arange(-15.0, 290.0, 15.0)  # the last at 285 s of 300
+    readings = [Reading(float(t), "gpu0", energy_j=400.0 * (float(t) + 15.0)) for t in slow_s]
+    power = {"interval_s": 15.0, "baseline_s": 2.0, "domains": [], "label": "measured"}
+    domain = Domain("gpu0", "counter", None, "", 15.0)
+    run = run_of(lattice(100, 2.9), readings, domains=[domain], end_s=300.0)
+    run = replace(run, manifest={**run.manifest, "power": {**run.manifest["power"], **power}})
+    gpu = _gpu(run, 0.0, 300.0)
+    assert gpu.total_j is None
+    assert gpu.reason is not None and "the window is 0.000 to 300.000 s" in gpu.reason
+
+
 def test_coverage_is_that_of_the_worst_board() -> None:
     readings = _counter("gpu0", 200.0) + [r for r in _counter("gpu1", 200.0) if not 40 < r.t_s < 60]
     run = run_of([], readings, domains=[COUNTER, replace(COUNTER, name="gpu1")], end_s=100.0)
