@@ -105,8 +105,8 @@ def _in_step(run: Run, gpu: PartEnergy) -> Iterator[str]:
     for (window_s, update_s, updates), names in alike.items():
         yield (
             f"energy: arrivals every {1e3 * spacing_s:.4g} ms keep step with the sensor of "
-            f"{', '.join(names)}, which sees {1e3 * window_s:.3g} of every {1e3 * update_s:.4g} ms: always the same "
-            f"{1e3 * updates * window_s:.3g} ms of each spacing, so sensor and counter may be wrong alike; "
+            f"{', '.join(names)}, which sees {1e3 * window_s:.3g} of every {1e3 * update_s:.4g} ms: "
+            f"always the same {1e3 * updates * window_s:.3g} ms of each spacing, so sensor and counter may be wrong alike; "
             "vary the spacing"
         )
 
