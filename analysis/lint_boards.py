@@ -106,8 +106,8 @@ def _in_step(run: Run, gpu: PartEnergy) -> Iterator[str]:
         yield (
             f"energy: arrivals every {1e3 * spacing_s:.4g} ms keep step with the sensor of "
             f"{', '.join(names)}, which sees {1e3 * window_s:.3g} of every {1e3 * update_s:.4g} ms: "
-            f"always the same {1e3 * updates * window_s:.3g} ms of each spacing, so sensor and counter may be wrong alike; "
-            "vary the spacing"
+            f"always the same {1e3 * updates * window_s:.3g} ms of each spacing, so sensor and counter "
+            "may be wrong alike; vary the spacing"
         )
 
 
