@@ -345,7 +345,7 @@ def main() -> int:
     (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "page.md").write_text(page(found, folder), encoding="utf-8")
     print(json.dumps(found) if args.json else folder)
-    return 0
+    return 1 if found["failure"] else 0
 
 
 if __name__ == "__main__":
