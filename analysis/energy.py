@@ -2,9 +2,9 @@
 
 A board has up to three series: its energy counter, its instant and its average
 power. The best usable one gives the energy, the others check it. How a series
-becomes joules, and what is certain about them: `analysis.integral`. A counter that
-ran backwards makes its board unusable; it is not clamped. A sensor that publishes
-too seldom for a window, or for the blocks of one, is refused for it.
+becomes joules: `analysis.integral`; what is certain about them: `analysis.certainty`.
+A counter that ran backwards makes its board unusable; it is not clamped. A sensor that
+publishes too seldom for a window, or for the blocks of one, is refused for it.
 
 What cannot be known is None with a reason, never 0 J.
 """
@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from analysis import integral
+from analysis import certainty, integral
 from analysis.idle import SHORTEST_S, idle_stretches
 from analysis.integral import Curve
 from analysis.load import Run, Series
-from analysis.publication import update_period_s
+from analysis.publication import PASSED_ON_S, update_period_s
 from loadgen.types import Floats, Method
 
 Part = Literal["gpu", "cpu", "ram"]
@@ -34,8 +34,6 @@ UNREAD_SHARE = 0.005
 """Of a window, at each end, that may lie beyond the readings: its energy is not counted."""
 COVERED_PERIODS = 3.0
 """A reading speaks for so many times `spacing_s` to each side."""
-PASSED_ON_S = 0.5
-"""Drivers publish more often than this; a slower value came through an exporter, which held it."""
 LEAST_UPDATES = 10.0
 """Published values that a window must hold before its energy is believed."""
 _HOST = r"^((?:[A-Za-z0-9_.-]+/)?"
@@ -156,7 +154,7 @@ class PartEnergy:
         mean_w, idle_w = self.mean_power_w, self.idle_power_w
         if self.label != "estimated" or mean_w is None or idle_w is None:
             return False
-        return math.isclose(mean_w, idle_w, rel_tol=1e-9)
+        return math.isclose(mean_w, idle_w, rel_tol=1e-6)  # a table keeps the stamps of a row to 1e-7
 
     @property
     def mean_power_w(self) -> float | None:
@@ -333,7 +331,7 @@ def _board(
     update_s = update_of(chosen, run.period_s)
     shortest_s = float(np.min(np.diff(edges_s)))
     too_slow = update_s is not None and len(edges_s) > 2 and update_s > shortest_s
-    within_j, bound_reason = _certain(run, chosen, start_s, end_s)
+    within_j, bound_reason = certainty.within(run, chosen, start_s, end_s)
     return BoardEnergy(
         domain=chosen.domain.name,
         method=chosen.domain.method,
@@ -358,39 +356,6 @@ def _board(
         cumulative=chosen.cumulative,
         passed_over=None if chosen is supports[0] else faults[id(supports[0])],
     )
-
-
-def _certain(
-    run: Run, series: Series, start_s: float, end_s: float
-) -> tuple[tuple[float, float] | None, str | None]:
-    """Least and most joules of the window by one series, or why they are not known."""
-    domain = series.domain
-    if domain.method == "estimated":
-        return None, f"{domain.name} is an estimate"
-    if not series.cumulative:
-        return None, f"{domain.name} is power: what it did between or within readings is not bounded"
-    if domain.update_s is not None and domain.update_s >= PASSED_ON_S:
-        slow = f"{domain.name} is renewed every {domain.update_s:.3g} s"
-        return None, f"{slow}, by a program that passes it on: how old a new value is, is not known"
-    clock_s, why = _clock_bound_s(run, domain.name)
-    if why is not None:
-        return None, why
-    t_s, value = integral.in_order(series.t_s, series.value)
-    within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s)
-    if within_j is None:
-        return None, f"{domain.name} shows no value from before the window, or no new one after it"
-    return within_j, None
-
-
-def _clock_bound_s(run: Run, domain: str) -> tuple[float, str | None]:
-    """How far off the clock of a domain's sidecar may be; 0 for what this host read itself."""
-    for row in run.manifest.get("sidecars") or ():
-        if domain in (row.get("domains") or ()):
-            bound_s = (row.get("clock") or {}).get("bound_s")
-            if bound_s is None:
-                return 0.0, f"the clock of the sidecar {row.get('name')} was not compared at both ends"
-            return float(bound_s), None
-    return 0.0, None
 
 
 def _mean_power_w(series: Series, total: Curve, start_s: float, end_s: float) -> float | None:

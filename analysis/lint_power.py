@@ -51,10 +51,20 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"sidecar {row.get('name') or row.get('url')}"
 
 
+def _why(row: Mapping[str, Any]) -> str:
+    """What the run wrote down of a broken link, without its own naming of the sidecar."""
+    reason = row.get("reason")
+    if not reason:
+        return ""
+    for who in (row.get("name"), row.get("url")):
+        reason = reason.removeprefix(f"sidecar {who}: ")
+    return f": {reason}"
+
+
 def _clock(row: Mapping[str, Any]) -> Iterator[str]:
     bound_s = row["clock"]["bound_s"]
     if bound_s is None:
-        why = f": {row['reason']}" if row.get("reason") else ""
+        why = _why(row)
         yield f"{_name(row)}: its clock was not asked at the end, so its drift is not known{why}"
     elif bound_s > CLOCK_BOUND_S:
         slow = max(row["clock"][end]["bound_s"] for end in ("start", "end")) > CLOCK_BOUND_S
@@ -72,7 +82,7 @@ def _clock(row: Mapping[str, Any]) -> Iterator[str]:
 def _samples(row: Mapping[str, Any]) -> Iterator[str]:
     samples = row["samples"]
     if samples["missing"]:
-        why = f": {row['reason']}" if row.get("reason") else ""
+        why = _why(row) if row["clock"]["bound_s"] is not None else ""  # else `_clock` has said it
         yield (
             f"{_name(row)}: {samples['missing']} of {samples['expected']} power samples are missing "
             f"(one every {row['interval_s']:g} s){why}"
@@ -100,14 +110,17 @@ def _on(servers: Sequence[Server], when: str) -> set[str]:
 
 
 def _wrong_boards(servers: Sequence[Server]) -> Iterator[str]:
+    nowhere: dict[str, list[str]] = {}
     for when in ("start", "end"):
         looks = [look for _, look in _looks(servers, when)]
         if looks and all(look["boards"] == [] for look in looks):
             pids = ", ".join(str(pid) for look in looks for pid in look["pids"][:5])
-            yield (
-                f"the server's processes ({pids}) were on no measured board at the run's {when}: "
-                "another board's energy was read; check the sidecar's --gpu, or power.gpus"
-            )
+            nowhere.setdefault(pids, []).append(when)
+    for pids, times in nowhere.items():
+        yield (
+            f"the server's processes ({pids}) were on no measured board at the run's {' and '.join(times)}: "
+            "another board's energy was read; check the sidecar's --gpu, or power.gpus"
+        )
 
 
 def _unknown(servers: Sequence[Server]) -> Iterator[str]:

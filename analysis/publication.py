@@ -20,6 +20,8 @@ import numpy as np
 
 from loadgen.types import Floats
 
+PASSED_ON_S = 0.5
+"""Drivers publish more often than this; a slower value came through an exporter, which held it."""
 _STRETCH = 400
 """Readings that share one comb: 20 s at 20 Hz, in which a crystal drifts by microseconds."""
 _MARGIN_S = 1.0

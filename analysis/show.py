@@ -14,6 +14,7 @@ from rich.text import Text
 from loadgen.types import STATUSES
 
 _WIDE = 110
+_MOST_NAMES = 4
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 _LATENCIES = (
     ("ttft_s", "ttft"),
@@ -48,6 +49,7 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
     _requests(summary, console)
     _latency(summary, console)
     _energy(summary, console)
+    _sources(summary, console)
     if summary["blocks"]["reason"] is not None:
         _line(console, "", f"No 95 % intervals: {summary['blocks']['reason']}.", "dim")
     for warning in summary["warnings"]:
@@ -242,6 +244,49 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
     ]
     if apart:
         _line(console, "in no sum  ", ", ".join(apart))
+
+
+def _sources(summary: Mapping[str, Any], console: Console) -> None:
+    """How the measured joules were read: method, clock error, completeness."""
+    for part in ("gpu", "cpu", "ram"):
+        found = summary["energy"].get(part)
+        if found is None or found["label"] != "measured":
+            continue  # its label says how: from a model or a formula
+        domains = found["domains"]
+        what = ", ".join(domains) if len(domains) <= _MOST_NAMES else f"{len(domains)} series"
+        text = f"{' and '.join(found['methods'])} of {what}"
+        if found["update_s"] is not None:
+            text += f", a new value every {_every(found['update_s'])}"
+        if found["coverage"] is not None:
+            text += f", {_percent(found['coverage'])} of the window covered"
+        if found["bound_j"] is None:
+            text += f"; no bound: {found['bound_reason']}"
+        _line(console, f"{part.upper():<10}", text)
+    for row in summary["sidecars"] or ():
+        _line(console, "sidecar   ", _sidecar(row))
+
+
+def _sidecar(row: Mapping[str, Any]) -> str:
+    who = f"{row['name']} ({row['url']})" if row["name"] else row["url"]
+    bound_s = row["clock_bound_s"]
+    if bound_s is None:
+        clock = "clock not compared at the end"
+    else:
+        clock = f"clock ± {quantity(bound_s, 's')}, drift {row['drift_ppm']:.2f} ppm"
+    skipped = row["expected"] - row["received"] - row["missing"]
+    lacks = [f"{n} {what}" for n, what in ((row["missing"], "missing"), (skipped, "skipped")) if n > 0]
+    samples = f"{row['received']:,} of {row['expected']:,} samples"
+    samples += f" ({', '.join(lacks)})" if lacks else ""
+    words = [clock, f"{samples}, one every {_every(row['interval_s'])}"]
+    if row["reconnects"]:
+        words.append(f"{row['reconnects']} x reconnected")
+    if row["server_boards"]:
+        words.append(f"server on {', '.join(row['server_boards'])}")
+    return f"{who}: {'; '.join(words)}"
+
+
+def _every(period_s: float) -> str:
+    return f"{period_s:.4g} s" if period_s >= 1 else f"{1e3 * period_s:.4g} ms"
 
 
 def _what_it_holds(domain: str) -> str:

@@ -30,6 +30,10 @@ value that does not exist is null there, and ``method`` says why):
   the share of the window near a reading; ``update_s``, the slowest series' time between new
   values.
   ``energy`` has also ``apart``: joules of series that are in no sum, by domain
+- ``sidecars``: null, or of each ``name``, ``url``, ``interval_s``, ``clock_bound_s`` (how far off its
+  clock can be at any instant of the run; null: not compared at both ends), ``drift_ppm``, the power
+  samples ``expected``, ``received``, ``missing``, ``reconnects``, ``server_boards`` (those on which the
+  server was seen; null: not known) and ``reason`` (why samples are missing or the end is not known)
 
 `loadgen summary` adds ``uncertainty``: the run's uncertainty.json, or null.
 """
@@ -80,6 +84,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "tokens": _tokens(run, blocks),
         "goodput": _goodput(run, blocks),
         "energy": _energy(run, parts, blocks),
+        "sidecars": _sidecars(run),
     }
     plain: dict[str, Any] = _plain(summary)
     return plain
@@ -271,6 +276,24 @@ def _energy(run: Run, parts: Mapping[Part, PartEnergy], blocks: Blocks) -> dict[
         found[part] |= _certainty(measured, floor.gpu_of(run) if part == "gpu" else None)
     found["apart"] = energy.apart(run, 0.0, run.end_s) if run.end_s else {}
     return found
+
+
+def _sidecars(run: Run) -> list[dict[str, Any]] | None:
+    """What is known of each clock and how complete its samples are, from run.json."""
+    rows = run.manifest.get("sidecars")
+    return None if rows is None else [_sidecar(row) for row in rows]
+
+
+def _sidecar(row: Mapping[str, Any]) -> dict[str, Any]:
+    looks = [look["boards"] for look in (row["server"]["start"], row["server"]["end"]) if look is not None]
+    known = [boards for boards in looks if boards is not None]
+    return {
+        **{key: row[key] for key in ("name", "url", "interval_s", "reconnects", "reason")},
+        "clock_bound_s": row["clock"]["bound_s"],
+        "drift_ppm": row["clock"]["drift_ppm"],
+        **{key: row["samples"][key] for key in ("expected", "received", "missing")},
+        "server_boards": sorted({board for boards in known for board in boards}) if known else None,
+    }
 
 
 def _certainty(part: PartEnergy, gpu: Gpu | None) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def explain(
             )
         elif kind == "scenario":
             key = str(context.get("key", ""))
-            spot = (*place, key) if key else place
+            spot = (*place, *key.split(".")) if key else place
             got = context.get("got", "")
             text = f"{tree.origin(spot)} {'.'.join(map(str, spot))}: expected {context['expected']}"
             text += f", got {got}" if got else ""

@@ -23,7 +23,7 @@ from loadgen.plan import Planned
 from loadgen.power.feed import Sink
 from loadgen.power.sampler import sample
 from loadgen.power.serving import seen
-from loadgen.power.sidecars import Sidecars
+from loadgen.power.sidecars import FINISH_S, Sidecars
 from loadgen.power.states import WithStates
 from loadgen.progress import RunView
 from loadgen.rundir import RunWriter, new_path
@@ -209,7 +209,8 @@ class _Run:
             except BaseException:
                 self._abandon()
                 raise
-            view.stage("last samples")
+            waits = isinstance(self.target.power, Sidecars)
+            view.stage(f"last samples, at most {FINISH_S:g} s" if waits else "last samples")
 
     async def _send(self, plan: Plan, zero_s: float, on_sent: Callable[[], None] = lambda: None) -> None:
         await run_plan(

@@ -323,7 +323,13 @@ async def _power(scenario: Scenario) -> AsyncIterator[Read]:
         server_url=str(scenario.server.url),
         baseline_s=power.baseline_s,
     ) as sidecars:
-        yield sidecars, sidecars.reasons, []
+        read = tuple(domain.name.rpartition("/")[2] for domain in sidecars.domains())
+        # What one of several hosts does not read, the summary tells with the sum that lacks it.
+        nowhere = {
+            part: None if any(name.startswith(part) for name in read) else why
+            for part, why in sidecars.reasons.items()
+        }
+        yield sidecars, sidecars.reasons, _unread(nowhere)
 
 
 def sidecar_token(path: Path | None) -> str | None:
@@ -362,12 +368,16 @@ def _local_power(scenario: Scenario) -> Read:
         return devices, {part: None if part in read else unread for part in _PARTS}, []
     parts = openings(power.gpus or None, power.cpu_tdp_w, power.ram_version)
     source, reasons = open_local(parts)
-    notes = [
+    return source, reasons, _unread(reasons)
+
+
+def _unread(reasons: Mapping[str, str | None]) -> list[str]:
+    """A line for each part that is not read; the boards' stands where their energy would."""
+    return [
         f"power: {part}: {why.removeprefix(f'{part}: ')}"
         for part, why in reasons.items()
         if part != "gpu" and why is not None
     ]
-    return source, reasons, notes
 
 
 def _exported(power: Power) -> PowerSource:

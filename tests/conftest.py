@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import fake_nvml
 import pytest
 
 from loadgen import clock
@@ -25,3 +27,9 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
     moved = Time()
     monkeypatch.setattr(clock, "now", moved)
     yield moved
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake NVIDIA driver, compiled once for all tests."""
+    return fake_nvml.build(tmp_path_factory.mktemp("nvml"))

@@ -203,6 +203,10 @@ class Driven:
             if r.domain == domain
         ]
 
+    def said(self, *words: str) -> list[str]:
+        """The warnings that hold all of ``words``."""
+        return [line for line in self.warnings if all(word in line for word in words)]
+
 
 def build(folder: Path, without: Sequence[str] = ()) -> Path:
     """Compiles the driver into ``folder``, which is then the library's path. Skips the test without gcc.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 INTEL_RANGE_UJ = 262_143_328_850
@@ -42,6 +46,42 @@ class Powercap:
     def _show(self, key: str) -> None:
         shown_uj = round(self.energy_j[key] * 1e6) % self.range_uj[key]
         (self.root / key / "energy_uj").write_text(f"{shown_uj}\n")
+
+
+class Burning(Powercap):
+    """One package at 100 W, whose file is never seen half written."""
+
+    ZONE = "intel-rapl:0"
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.zone(self.ZONE, "package-0")
+
+    def _show(self, key: str) -> None:
+        draft = self.root / "draft"
+        draft.write_text(f"{round(self.energy_j[key] * 1e6) % self.range_uj[key]}\n")
+        draft.replace(self.root / key / "energy_uj")
+
+    def follow(self, stop: threading.Event) -> None:
+        """Keeps up with the clock until ``stop``."""
+        last_s = time.monotonic()
+        while not stop.wait(0.005):
+            now_s = time.monotonic()
+            self.add(100.0 * (now_s - last_s))
+            last_s = now_s
+
+
+@contextmanager
+def burning(root: Path) -> Iterator[Path]:
+    """A tree of its own whose package draws 100 W in real time."""
+    stop = threading.Event()
+    thread = threading.Thread(target=Burning(root).follow, args=(stop,))
+    thread.start()
+    try:
+        yield root
+    finally:
+        stop.set()
+        thread.join()
 
 
 def two_socket_intel(root: Path) -> Powercap:

@@ -107,13 +107,14 @@ class Scripted:
         lag_s = self.remote_s(taken_s) - self.remote_s(local_s)
         return [seq, self.remote_s(local_s), values, [lag_s, lag_s]]
 
-    def power_rows(self) -> list[list[Any]]:
+    def power_rows(self, after: int) -> list[list[Any]]:
         taken = [tick for tick in range(self.ticks() + 1) if not self.skipped(tick)]
-        return [self.row(seq, tick) for seq, tick in enumerate(taken, 1)]
+        return [self.row(seq, tick) for seq, tick in enumerate(taken[after:], after + 1)]
 
-    def table(self, name: str) -> tuple[Sequence[str], list[list[Any]]]:
+    def table(self, name: str, after: int = 0) -> tuple[Sequence[str], list[list[Any]]]:
+        """Its columns and its rows behind number ``after``; of a small one all."""
         if name == "power":
-            return COLUMNS, self.power_rows()
+            return COLUMNS, self.power_rows(after)
         every = [self.row(1 + k, 20 * k) for k in range(self.ticks() // 20 + 1)]
         if name == "state":
             columns = ("gpu0.temperature_c", "gpu0.event_reasons")
@@ -162,9 +163,9 @@ class Scripted:
         if path == "/v1/server":
             return web.json_response(self.server)
         if path.startswith("/v1/samples/"):
-            columns, rows = self.table(path.rpartition("/")[2])
-            since_s = float(query.get("since", "-inf"))
-            found = [row for row in rows if row[0] > int(query.get("after", "0")) and row[1] >= since_s]
+            after, since_s = int(query.get("after", "0")), float(query.get("since", "-inf"))
+            columns, rows = self.table(path.rpartition("/")[2], after)
+            found = [row for row in rows if row[0] > after and row[1] >= since_s]
             rows_limited = found[: int(query.get("limit", "1000"))]
             return web.json_response({"table": "", "columns": columns, "rows": rows_limited})
         return web.json_response({"error": "not here"}, status=404)

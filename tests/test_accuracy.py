@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_nvml import SENSOR_COUNTER, TRUE_COUNTER, Board, Driven, build, drive
+from fake_nvml import SENSOR_COUNTER, TRUE_COUNTER, Board, Driven, drive
 from made_runs import lattice, run_of
 from polls import polled
 
@@ -108,11 +108,6 @@ def test_a_counter_is_within_half_a_percent_and_always_inside_its_bound(
 def _say(what: str, off: list[float]) -> None:
     p50, p95, worst = np.quantile(off, [0.5, 0.95, 1.0])
     print(f"{what}: n={len(off)} p50 {100 * p50:.3f} % p95 {100 * p95:.3f} % max {100 * worst:.2f} %")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml"))
 
 
 SLOW = 5

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from fakes import ScriptedClient, plan
 from rich.console import Console
+from waiting import until
 
 from loadgen import cli, clock, rundir
 from loadgen.progress import RunView
@@ -39,14 +39,6 @@ def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_until(true: Callable[[], bool], limit_s: float = 60) -> None:
-    """Polls a condition that another process brings about."""
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "the condition never came true"
-        time.sleep(0.02)
 
 
 def test_run_prints_the_summary_and_ends_with_the_directory(
@@ -151,7 +143,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_keeps_the_data_and_exits_130(tmp_path: Path) -> None:
     words = ("run", "fixed_50ms", "--clock", "real", "--set", "power.baseline_s=0", "--set")
     process = start(*words, "load.warmup_requests=1", "--output-dir", tmp_path)
-    wait_until(lambda: any(f.read_bytes().count(b"\n") > 20 for f in tmp_path.glob("*/requests.jsonl")))
+    until(lambda: any(f.read_bytes().count(b"\n") > 20 for f in tmp_path.glob("*/requests.jsonl")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -165,7 +157,7 @@ def test_after_kill_9_the_files_are_readable_and_the_summary_counts_the_missing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     process = start("run", "fixed_50ms", "--output-dir", tmp_path, "--quiet")
-    wait_until(lambda: any(f.stat().st_size > 500_000 for f in tmp_path.glob("*/requests.jsonl")))
+    until(lambda: any(f.stat().st_size > 500_000 for f in tmp_path.glob("*/requests.jsonl")))
     process.kill()
     process.communicate()
     (path,) = tmp_path.iterdir()
@@ -207,7 +199,7 @@ def test_a_server_that_dies_leaves_one_record_each(
     process, url = server
     words = ("run", "fixed_50ms", "--url", url, "--request-count", 60, "--output-dir", tmp_path, "--quiet")
     run = start(*words)
-    wait_until(lambda: any(f.stat().st_size > 0 for f in tmp_path.glob("*/requests.jsonl")))
+    until(lambda: any(f.stat().st_size > 0 for f in tmp_path.glob("*/requests.jsonl")))
     process.kill()
     out, err = run.communicate(timeout=60)
     path = Path(out.splitlines()[-1])

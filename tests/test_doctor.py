@@ -56,11 +56,6 @@ class Host:
         self.write()
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_nvml.build(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     from loadgen.errors import PowerError

@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
         "loadgen.scenario_file",
         "loadgen.scenario_power",
         "loadgen.overrides",
+        "loadgen.lint_verb",
         "loadgen.plan",
         "loadgen.rundir",
         "loadgen.provenance",

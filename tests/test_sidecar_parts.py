@@ -330,8 +330,8 @@ def test_the_exposition_reads_back() -> None:
     assert value("loadgen_server_output_tokens_total") == 9.0
     assert value("loadgen_sidecar_samples_total") == 7.0
     assert value("loadgen_sidecar_samples_skipped_total") == 2.0
-    assert value("loadgen_sidecar_lag_seconds", quantile="0.99") == 0.001
-    assert value("loadgen_sidecar_lag_seconds", quantile="0.5") is None
+    assert value("loadgen_sidecar_lag_seconds", share="0.99") == 0.001
+    assert value("loadgen_sidecar_lag_seconds", share="0.5") is None
     assert value("loadgen_sidecar_unread", part="cpu") == 1.0
     assert value("loadgen_sidecar_unread", part="gpu") is None
     kinds = {family.name: family.type for family in text_string_to_metric_families(page.decode())}

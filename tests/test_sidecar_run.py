@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_nvml import Board, build, environment
-from powercap import Powercap
+from fake_nvml import Board, environment
+from powercap import burning
+from waiting import until
 
 from analysis.load import load_run
 from analysis.server_metrics import token_deltas
@@ -80,24 +79,6 @@ def but_late(reasons: list[str]) -> list[str]:
     return [reason for reason in reasons if "the client was late" not in reason]
 
 
-class Moving(Powercap):
-    """A processor at 100 W, whose file is never seen half written."""
-
-    def _show(self, key: str) -> None:
-        draft = self.root / "draft"
-        draft.write_text(f"{round(self.energy_j[key] * 1e6) % self.range_uj[key]}\n")
-        draft.replace(self.root / key / "energy_uj")
-
-    def burn(self, stop: threading.Event) -> None:
-        """Follows the clock until ``stop``."""
-        began_s = last_s = time.monotonic()
-        while not stop.wait(0.005):
-            now_s = time.monotonic()
-            self.add(100.0 * (now_s - last_s))
-            last_s = now_s
-        assert last_s > began_s
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,15 +94,8 @@ def rows(path: Path, name: str = "power") -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def until(true: Any, limit_s: float = 20.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "the condition never came true"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     url = f"http://127.0.0.1:{free_port()}"
     served = subprocess.Popen(
@@ -130,11 +104,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         text=True,
     )
     assert served.stderr is not None
-    package = Moving(folder / "powercap")
-    package.zone("intel-rapl:0", "package-0")
-    stop = threading.Event()
-    burning = threading.Thread(target=package.burn, args=(stop,))
-    burning.start()
     # Any half second is 400 W: a baseline that fell on a board's high half would be above the run's mean.
     boards = [
         Board(
@@ -146,17 +115,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         folder,
         url,
         free_port(),
-        environment(build(folder), boards, real_time=True),
+        environment(library, boards, real_time=True),
         None,  # type: ignore[arg-type]
     )
-    made.start_sidecar()
     try:
-        assert url in served.stderr.readline()
-        until(lambda: "http" in (folder / "sidecar.log").read_text())
-        yield made
+        with burning(folder / "powercap"):
+            made.start_sidecar()
+            assert url in served.stderr.readline()
+            until(lambda: "http" in (folder / "sidecar.log").read_text())
+            yield made
     finally:
-        stop.set()
-        burning.join()
         for process in (made.sidecar, served):
             process.terminate()
         for process in (made.sidecar, served):

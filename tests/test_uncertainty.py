@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from measures import fingerprint, killed, refused
 from rich.console import Console
+from waiting import until
 
 from analysis import envelope
 from loadgen import cli, rundir
@@ -225,14 +224,6 @@ def test_flags_that_make_no_sense_are_refused_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def wait_until(true: Callable[[], bool], limit_s: float = 60) -> None:
-    """Polls a condition that another process brings about."""
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "the condition never came true"
-        time.sleep(0.02)
-
-
 def test_ctrl_c_keeps_the_run_and_the_draws_that_are_finished(tmp_path: Path) -> None:
     runs, scratch = tmp_path / "runs", tmp_path / "scratch"
     scratch.mkdir()
@@ -246,9 +237,7 @@ def test_ctrl_c_keeps_the_run_and_the_draws_that_are_finished(tmp_path: Path) ->
         start_new_session=True,
     )
     # The sixth draw has a directory: at most one a process is under way, the others have ended.
-    wait_until(
-        lambda: any(int(p.name) >= 6 + (os.cpu_count() or 1) for p in scratch.glob("loadgen-draws-*/*"))
-    )
+    until(lambda: any(int(p.name) >= 6 + (os.cpu_count() or 1) for p in scratch.glob("loadgen-draws-*/*")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err

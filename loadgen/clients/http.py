@@ -346,15 +346,15 @@ class HttpTransport:
         raise ExchangeError(cause)
 
 
-def parse_url(text: str) -> URL:
-    """An absolute http(s) address. Raises ConfigError, never repeating credentials."""
+def parse_url(text: str, place: str = "url") -> URL:
+    """An absolute http(s) address. Raises ConfigError naming its ``place``, never repeating credentials."""
     try:
         url = URL(text)
         usable = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"url: expected http://HOST[:PORT] or https://..., got {redact_url(text)!r}")
+        raise ConfigError(f"{place}: expected http://HOST[:PORT] or https://..., got {redact_url(text)!r}")
     return url
 
 

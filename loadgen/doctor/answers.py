@@ -31,7 +31,7 @@ async def server_at(url: str, api_key: str | None) -> dict[str, Any]:
     ``metrics``: whose names its ``/metrics`` page has, None with a ``metrics_reason``. Raises
     ConfigError when ``url`` is no address.
     """
-    parse_url(url)
+    parse_url(url, "--url")
     host = urlsplit(url).hostname or ""
     facts: dict[str, Any] = {
         "url": redact_url(url),
@@ -66,7 +66,7 @@ async def sidecar_at(url: str, token: str | None) -> dict[str, Any]:
 
     ``reason``: why it is unfit for a run. Raises ConfigError when ``url`` is no address.
     """
-    parse_url(url)
+    parse_url(url, "--sidecar")
     keys = ("interval_s", "domains", "boards", "processes", "reasons", "warnings", "overhead", "measured")
     facts: dict[str, Any] = {"url": redact_url(url), **dict.fromkeys((*keys, "clock", "reason"))}
     try:

@@ -206,7 +206,7 @@ class Feed:
 
     def _warn(self, info: Info) -> None:
         """Keeps what the sidecar warns of, also of what befell it during the run."""
-        said = (f"{self.said_by}: {line}" for line in info.warnings)
+        said = (f"{self.said_by}: {line.removeprefix('power: ')}" for line in info.warnings)
         self.warnings += [line for line in said if line not in self.warnings]
 
     def _changes(self, info: Info) -> Iterator[str]:

@@ -105,7 +105,7 @@ class CpuEstimate:
         if not (tdp_w > 0 and math.isfinite(tdp_w)):
             raise PowerError(f"power.cpu_tdp_w: expected > 0, got {tdp_w:g}")
         self._tdp_w, self._path = tdp_w, root / "stat"
-        note = f"{tdp_w:g} W (power.cpu_tdp_w) x the busy share of {self._path}"
+        note = f"{tdp_w:g} W (thermal design power, as given) x the busy share of {self._path}"
         self._domain = Domain("cpu0.package", "estimated", None, note)
         self._energy_j = 0.0 if resume is None else resume[1]
         self._busy, self._all = _ticks(self._path)

@@ -11,7 +11,7 @@ from loadgen.errors import PowerError
 from loadgen.power.combined import CombinedSource
 from loadgen.power.host import CpuEstimate, RamEstimate, RamVersion, installed_gb
 from loadgen.power.nvml import NvmlSource
-from loadgen.power.rapl import POWERCAP, RaplSource
+from loadgen.power.rapl import INSTEAD, POWERCAP, RaplSource
 from loadgen.power.zeus_source import ZeusSource
 from loadgen.types import Method, PowerSource
 
@@ -51,7 +51,8 @@ def openings(
             if cpu_tdp_w is None:
                 raise
             estimate = CpuEstimate(cpu_tdp_w, resume=_estimate(resume, "cpu0.package"))
-            estimate.warnings.append(f"power: cpu0.package is an estimate: {exc}")
+            why = str(exc).removesuffix(INSTEAD).rstrip(" ,;")
+            estimate.warnings.append(f"power: cpu0.package is an estimate: {why}")
             return estimate
 
     return {

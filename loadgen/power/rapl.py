@@ -37,7 +37,8 @@ _SETTLE_S, _SETTLE_TRIES = 0.01, 10
 _JITTER_S = 0.1  # a sample's stamp against the instant of its publication
 _MICRO = 1e-6
 _PACKAGE = re.compile(r"^package-(\d+)(?:-die-\d+)?$")
-_INSTEAD = "or set power.cpu_tdp_w for an estimate"
+INSTEAD = "or for an estimate set power.cpu_tdp_w (the sidecar's --cpu-tdp)"
+"""What every reason ends with."""
 
 
 class _Untrusted(Exception):
@@ -163,7 +164,7 @@ class RaplSource:
                 "hypervisor does not fill it"
             )
             if name.endswith(".package"):
-                raise PowerError(f"rapl: {name}: {why}; measure on the bare host, {_INSTEAD}")
+                raise PowerError(f"rapl: {name}: {why}; measure on the bare host, {INSTEAD}")
             warnings.append(f"power: {name}: {why}; left out")
             counters.remove(counter)
         for counter in counters:
@@ -218,16 +219,16 @@ def _domains(root: Path) -> dict[str, list[Path]]:
     except FileNotFoundError as exc:
         raise PowerError(
             f"rapl: there is no {root}: not Linux, or a virtual machine or container without powercap; "
-            f"measure on the bare host, {_INSTEAD}"
+            f"measure on the bare host, {INSTEAD}"
         ) from exc
     except OSError as exc:
-        raise PowerError(f"rapl: {root} cannot be listed ({exc}): run as root, {_INSTEAD}") from exc
+        raise PowerError(f"rapl: {root} cannot be listed ({exc}): run as root, {INSTEAD}") from exc
     hidden = [path for path in entries if path.is_symlink() and not path.exists()]
     if hidden or not entries:
         what = f"{hidden[0]} points to nothing" if hidden else f"{root} is empty"
         raise PowerError(
             f"rapl: {what}: masked by the container's runtime (docker run --security-opt "
-            f"systempaths=unconfined shows it), or no driver (modprobe intel_rapl_msr); {_INSTEAD}"
+            f"systempaths=unconfined shows it), or no driver (modprobe intel_rapl_msr); {INSTEAD}"
         )
     names = {path.name: (path, _text(path / "name")) for path in zones}
     found: dict[tuple[int, str], dict[str, list[Path]]] = {}
@@ -239,7 +240,7 @@ def _domains(root: Path) -> dict[str, list[Path]]:
             found.setdefault((int(package[1]), kind), {}).setdefault(control, []).append(path)
     if not any(kind == "package" for _, kind in found):
         there = ", ".join(sorted({name for _, name in names.values() if name})) or "none with a name"
-        raise PowerError(f"rapl: no zone under {root} is a CPU package (zones: {there}); {_INSTEAD}")
+        raise PowerError(f"rapl: no zone under {root} is a CPU package (zones: {there}); {INSTEAD}")
     # intel-rapl-mmio shows the counters of intel-rapl a second time.
     return {
         f"cpu{number}.{kind}": controls[min(controls, key=lambda control: ("mmio" in control, control))]
@@ -272,12 +273,12 @@ def _open(name: str, paths: Sequence[Path]) -> _Counter:
         raise PowerError(
             f"permission denied on {exc.filename}: root only since Linux 5.10; run as root, or "
             "chmod o+r /sys/class/powercap/*/energy_uj (lasts until the reboot; a udev rule keeps it), "
-            f"{_INSTEAD}"
+            f"{INSTEAD}"
         ) from exc
     except FileNotFoundError as exc:
-        raise PowerError(f"{exc.filename} is missing: not a RAPL counter; {_INSTEAD}") from exc
+        raise PowerError(f"{exc.filename} is missing: not a RAPL counter; {INSTEAD}") from exc
     except OSError as exc:
-        raise PowerError(f"{exc}; {_INSTEAD}") from exc
+        raise PowerError(f"{exc}; {INSTEAD}") from exc
     wraps = ", ".join(f"{zone.path.name} wraps at {zone.range_uj * _MICRO:.6g} J" for zone in zones)
     return _Counter(Domain(name, "counter", None, f"RAPL through powercap: {wraps}", UPDATE_S), zones)
 

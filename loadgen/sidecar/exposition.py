@@ -162,7 +162,9 @@ def _own(now: Now) -> list[Metric]:
         if now.overhead.get(key) is not None
     ]
     late = GaugeMetricFamily(
-        "loadgen_sidecar_lag_seconds", "How late the sampler woke, by quantile.", labels=["quantile"]
+        "loadgen_sidecar_lag_seconds",
+        "How late the sampler woke: the share of the times at most so late.",
+        labels=["share"],
     )
     for quantile, key in _LATE.items():
         if now.overhead.get(key) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -89,8 +90,10 @@ async def _listen(runner: web.AppRunner, address: Address) -> str:
     except OSError as exc:
         taken = exc.errno == errno.EADDRINUSE
         hint = "; is another sidecar running? --listen takes another port" if taken else ""
+        # asyncio's own text repeats the address.
+        why = os.strerror(exc.errno) if exc.errno else exc.strerror
         raise ConfigError(
-            f"--listen {address.host}:{address.port}: cannot listen there: {exc.strerror}{hint}"
+            f"--listen {address.host}:{address.port}: cannot listen there: {why}{hint}"
         ) from exc
     host, port = runner.addresses[0][:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -102,7 +105,10 @@ async def _introduce(options: Options, directory: DataDirectory, sampling: Sampl
     said = directory.sampler()
     if options.sampler.gpus is not None and (reason := said["reasons"].get("gpu")) is not None:
         raise ConfigError(f"--gpu: {reason}")
-    lines = [*_measured(said), *(f"  note: {warning}" for warning in said["warnings"])]
+    lines = [
+        *_measured(said),
+        *(f"  note: {warning.removeprefix('power: ')}" for warning in said["warnings"]),
+    ]
     _tell(
         "\n".join(
             [
@@ -121,10 +127,18 @@ def _measured(said: Mapping[str, Any]) -> list[str]:
         update_s, averaging_s = domain["update_s"], domain["averaging_s"]
         period = "" if update_s is None else f" every {1000 * update_s:g} ms"
         window = "" if averaging_s is None else f", mean of {1000 * averaging_s:g} ms"
-        lines.append(f"  {domain['name']:<14} {domain['method']}{period}{window}  {domain['note']}")
-    return lines + [
-        f"  {part:<14} not read: {reason}" for part, reason in said["reasons"].items() if reason is not None
-    ]
+        note = domain["note"].partition(";")[0]  # the rest, alike for each domain of a board, is in /v1/info
+        lines.append(f"  {domain['name']:<14} {domain['method']}{period}{window}; {note}")
+    boards = [f"  {row['domain']:<14} {row['name']} {row['uuid'] or ''}".rstrip() for row in said["boards"]]
+    return (
+        boards
+        + lines
+        + [
+            f"  {part:<14} not read: {reason}"
+            for part, reason in said["reasons"].items()
+            if reason is not None
+        ]
+    )
 
 
 def _page_of(url: str) -> str:

@@ -132,7 +132,9 @@ def _sidecar(args: argparse.Namespace) -> int:
         if readable is not None:
             print(f"loadgen: warning: {readable}", file=sys.stderr)
     if args.scrape is not None:
-        parse_url(args.scrape)
+        parse_url(args.scrape, "--scrape")
+    if args.powercap is not None and not args.powercap.is_dir():
+        raise ConfigError(f"--powercap {args.powercap}: there is no such directory")
     if args.pid is not None and not psutil.pid_exists(args.pid):
         raise ConfigError(f"--pid {args.pid}: there is no such process")
     config = SamplerConfig(
