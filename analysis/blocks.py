@@ -1,0 +1,110 @@
+"""Equal time blocks of a run's window, shared by all its metrics.
+
+Neighbouring requests share a batch, a queue and a board, so they are not independent:
+errors computed from single requests are too small. The window is cut into K equal time
+blocks; energy, requests and tokens of a block always stay together, and every metric is
+judged by how its blocks vary (`analysis.autocorrelation`, `analysis.stats`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis import autocorrelation
+from loadgen.types import Floats
+
+Ints = npt.NDArray[np.intp]
+
+LEVEL = 0.95
+MOST_BLOCKS = 240
+FEWEST_BLOCKS = 40
+LATENCIES_PER_BLOCK = 1.0
+REQUESTS_PER_BLOCK = 2
+PERIODS_PER_BLOCK = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Equal time blocks and the waves over them.
+
+    ``edges_s``: shape (K + 1,). ``waves``: shape (K // 3, K), see `autocorrelation.waves`;
+    None when no interval can be given, and then ``reason`` says why. ``level``: the
+    intervals' confidence.
+    """
+
+    edges_s: Floats
+    waves: Floats | None
+    level: float
+    reason: str | None
+
+    @property
+    def count(self) -> int:
+        return len(self.edges_s) - 1
+
+    @property
+    def length_s(self) -> float:
+        return float(self.edges_s[-1] - self.edges_s[0]) / self.count
+
+    def index(self, t_s: Floats) -> Ints:
+        """The block of each instant, shape (n,); instants outside go to the nearest block."""
+        found = np.searchsorted(self.edges_s, t_s, side="right") - 1
+        return np.clip(found, 0, self.count - 1).astype(np.intp)
+
+    def sums(self, values: Floats, block: Ints) -> Floats:
+        """Sum of the values of each block, shape (K,)."""
+        return np.bincount(block, weights=values, minlength=self.count).astype(np.float64)
+
+    def counts(self, block: Ints) -> Floats:
+        """Number of values in each block, shape (K,)."""
+        return np.bincount(block, minlength=self.count).astype(np.float64)
+
+
+def choose_blocks(
+    start_s: float,
+    end_s: float,
+    due_s: Floats,
+    latency_s: Floats,
+    period_s: float | None = None,
+    *,
+    update_s: float | None = None,
+    level: float = LEVEL,
+) -> Blocks:
+    """Cuts [start, end] into blocks that suit the data.
+
+    A block spans at least a median latency, 10 sampling periods and ``update_s`` (between
+    new values of the slowest power series), and holds 2 requests on
+    average; there are at most 240. With fewer than 40 blocks, or when the arrivals fill
+    fewer than 40 (a burst: nothing stationary), there are no intervals. How far the blocks
+    depend on each other is measured, metric by metric, not decided here.
+
+    ``due_s``: shape (n,), the requests' instants; ``latency_s``: shape (m,), of the
+    successful ones.
+    """
+    window_s = end_s - start_s
+    if not window_s > 0:
+        return Blocks(np.array([start_s, start_s + 1.0]), None, level, "the window is empty")
+    shortest_s = max(
+        LATENCIES_PER_BLOCK * float(np.median(latency_s)) if len(latency_s) else 0.0,
+        PERIODS_PER_BLOCK * (period_s or 0.0),
+        update_s or 0.0,
+        window_s / MOST_BLOCKS,
+    )
+    fitting = int(window_s / shortest_s * (1 + 1e-12))
+    count = max(1, min(fitting, len(due_s) // REQUESTS_PER_BLOCK))
+    blocks = Blocks(np.linspace(start_s, end_s, count + 1), None, level, None)
+    if count < FEWEST_BLOCKS:
+        why = (
+            f"{len(due_s)} request{'s are' if len(due_s) != 1 else ' is'} too few"
+            if fitting >= FEWEST_BLOCKS
+            else f"the run is too short, {window_s:.3g} s is {fitting} block{'s' * (fitting != 1)} "
+            f"of {shortest_s:.3g} s (a median latency, 10 sampling periods or an update)"
+        )
+        return replace(blocks, reason=f"{why}; {FEWEST_BLOCKS} blocks needed")
+    inside = due_s[(due_s >= start_s) & (due_s <= end_s)]
+    filled = int(np.count_nonzero(blocks.counts(blocks.index(inside))))
+    if filled < FEWEST_BLOCKS:
+        return replace(blocks, reason=f"arrivals fill only {filled} of {count} time blocks")
+    return replace(blocks, waves=autocorrelation.waves(count))
