@@ -132,6 +132,24 @@ def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool
     return float(np.sum(per_row * rows + per_pair * pairs + head * output))
 
 
+def request_flop(
+    model: Transformer, prompt_tokens: float, output_tokens: float, cached_tokens: float = 0.0
+) -> float:
+    """FLOP of one request whose first ``cached_tokens`` prompt tokens were not computed.
+
+    Convex in the token counts: at mean counts it is at most the mean over requests.
+    """
+    prompt, output = np.array([prompt_tokens]), np.array([output_tokens])
+    cached, first = np.array([cached_tokens]), np.ones(1)
+    saved = _flop(model, cached, first, prefilled=True) - _flop(model, cached, first, prefilled=False)
+    return _flop(model, prompt, output, prefilled=True) - saved
+
+
+def layer_weight_bytes(model: Transformer, dtype: Dtype) -> float:
+    """Bytes of the weights that one token's pass through the layers must read."""
+    return (model.layers * sum(k * n for k, n in model.gemm_shapes)) * dtype.weight_bytes
+
+
 def _traffic_bytes(model: Transformer, run: Run, prompt: Floats, output: Floats, dtype: Dtype) -> float:
     """Bytes that decoding must read: its contexts' KV, and the weights once a step.
 
