@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.load import load_run
+from analysis.run import load_run
 from analysis.show import interval, quantity
 from analysis.summary import summarize
 from loadgen.errors import RunDirError
@@ -74,7 +74,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figures_of(path: Path) -> dict[str, Any]:
-    """The same of a run directory. Raises RunDirError as `analysis.load.load_run`."""
+    """The same of a run directory. Raises RunDirError as `analysis.run.load_run`."""
     return figures(summarize(load_run(path)))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.load import Run
+from analysis.run import Run
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES, Dtype
 from loadgen.physics.hardware import Gpu

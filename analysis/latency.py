@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
-from analysis.load import Run
+from analysis.run import Run
 from analysis.stats import Blocks, Ints
 from loadgen.types import Estimate, Floats
 

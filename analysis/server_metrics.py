@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.load import Run
+from analysis.run import Run
 from loadgen.types import Floats
 
 AGREEMENT = 0.01

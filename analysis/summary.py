@@ -49,7 +49,7 @@ import numpy as np
 
 from analysis import energy, floor, latency, lint, stats
 from analysis.energy import Part, PartEnergy
-from analysis.load import Run
+from analysis.run import Run
 from analysis.stats import Blocks
 from loadgen.physics.hardware import Gpu
 from loadgen.types import STATUSES, Estimate, Floats

@@ -5,7 +5,8 @@
 Runs the embedded server (Llama-3.1-8B, bfloat16, a simulated H100, virtual time) under Poisson
 arrivals of mixed lengths: prompts lognormal, median 700 and sigma 0.9, 32 to 6,000 tokens;
 replies median 120, sigma 0.9, 4 to 1,000. The truth is each request's step-Shapley value
-(`analysis.shapley`) from server.jsonl; the methods see the client's records and the published power only.
+(`analysis.attribution.shapley`) from server.jsonl; the methods see the client's records and the
+published power only.
 
 Columns: L1 = sum |estimate - truth| / sum truth; p95 of |estimate / truth - 1| over requests;
 phase = sum over requests and parts (idle, prefill, decode) of |estimate - truth| / sum
@@ -33,9 +34,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.attribution import METHODS, PARTS, Attribution
-from analysis.load import Run, load_run
-from analysis.shapley import truth
-from analysis.weights import TERMS, weights_of
+from analysis.attribution.shapley import truth
+from analysis.attribution.weights import TERMS, weights_of
+from analysis.run import Run, load_run
 from loadgen.rundir import read_steps
 from loadgen.scenario import Scenario
 from loadgen.server.deployment import Deployment

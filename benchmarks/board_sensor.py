@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from board_load import CommandLoad, LoadError, TorchLoad
 
-from analysis import sensor
+from analysis.energy import sensor
 
 POLL_S = 1e-3
 WAVES_S = (0.37, 1.3, 5.3)
@@ -186,7 +186,7 @@ def _recorded(polls: Polls, device: str, seconds: float, command: str | None) ->
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """Everything that the recorded polls tell, from `analysis.sensor`."""
+    """Everything that the recorded polls tell, from `analysis.energy.sensor`."""
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     with gzip.open(folder / "readings.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]

@@ -278,7 +278,7 @@ def _repeat(order: Order, path: Path, count: int, *, quiet: bool) -> bool:
 def _summarized(path: Path) -> dict[str, Any]:
     """The summary of a run directory, with its envelope of uncertainty if it has one."""
     from analysis import envelope
-    from analysis.load import load_run
+    from analysis.run import load_run
     from analysis.summary import summarize
 
     return summarize(load_run(path)) | {"uncertainty": envelope.read(path)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import embedded_runs
 import fake_nvml
 import pytest
 
@@ -33,3 +34,21 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fake NVIDIA driver, compiled once for all tests."""
     return fake_nvml.build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="session")
+def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `embedded_runs.mixed`; only for reading."""
+    return embedded_runs.mixed(tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.fixture(scope="session")
+def fixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Constant spacing of 0.5 s; only for reading."""
+    return embedded_runs.spaced(tmp_path_factory.mktemp("fixed"), "constant")
+
+
+@pytest.fixture(scope="session")
+def poisson_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The requests of `fixed_run`, Poisson at the same mean rate; only for reading."""
+    return embedded_runs.spaced(tmp_path_factory.mktemp("poisson"), "poisson")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.load import Run, build_run
+from analysis.run import Run, build_run
 from loadgen.types import Domain, Reading, Record
 
 COUNTER = Domain("gpu0", "counter")

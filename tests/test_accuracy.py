@@ -15,8 +15,10 @@ from fake_nvml import SENSOR_COUNTER, TRUE_COUNTER, Board, Driven, drive
 from made_runs import lattice, run_of
 from polls import polled
 
-from analysis import energy, integral, lint_boards
-from analysis.load import Run, Series
+from analysis import energy
+from analysis.energy import integral
+from analysis.lint import boards as lint_boards
+from analysis.run import Run, Series
 from loadgen.types import Domain, Floats
 
 LOW_W, HIGH_W = 100.0, 700.0

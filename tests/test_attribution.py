@@ -15,12 +15,12 @@ import pytest
 from made_runs import COUNTER, constant, failed, lattice, record, run_of
 
 from analysis import energy
-from analysis.activity import Activity, activity
 from analysis.attribution import METHODS, WHOLE, Attributed, Attribution, AttributionError
-from analysis.load import Run, build_run
-from analysis.shapley import truth
-from analysis.slices import cut
-from analysis.weights import TERMS, row_terms, weights_of
+from analysis.attribution.activity import Activity, activity
+from analysis.attribution.shapley import truth
+from analysis.attribution.slices import cut
+from analysis.attribution.weights import TERMS, row_terms, weights_of
+from analysis.run import Run, build_run
 from loadgen.launch import Launch
 from loadgen.server.deployment import Deployment
 from loadgen.server.engine import Sequence
@@ -493,8 +493,8 @@ def _series(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_no_module_that_attributes_sees_what_only_the_embedded_server_knows() -> None:
-    root = Path(__file__).resolve().parent.parent / "analysis"
-    for name in ("activity", "weights", "slices", "calibration", "attribution"):
+    root = Path(__file__).resolve().parent.parent / "analysis" / "attribution"
+    for name in ("activity", "weights", "slices", "calibration", "shares"):
         tree = ast.parse((root / f"{name}.py").read_text(encoding="utf-8"))
         words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         words |= {
@@ -502,4 +502,4 @@ def test_no_module_that_attributes_sees_what_only_the_embedded_server_knows() ->
         }
         modules = {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not {"read_steps", "Step", "truth"} & words
-        assert not {"analysis.shapley", "loadgen.rundir"} & modules
+        assert not {"analysis.attribution.shapley", "loadgen.rundir"} & modules

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from analysis import claim_view, floor
-from analysis.claim_rules import RULES, Finding, Judgement, judge
-from analysis.claims import KEYS, Range, parse_claim
+from analysis import floor
+from analysis.claims import view as claim_view
+from analysis.claims.claim import KEYS, Range, parse_claim
+from analysis.claims.rules import RULES, Finding, Judgement, judge
 from loadgen.arrivals import Uniform, UniformScript
 from loadgen.errors import ConfigError
 from loadgen.lint_verb import add_verb

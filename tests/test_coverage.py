@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis import autocorrelation, stats
+from analysis import stats
+from analysis.stats import autocorrelation
 from loadgen.types import Estimate, Floats
 
 MEAN_S, TOKENS, IDLE_W, BUSY_W = 0.05, 52.0, 120.0, 450.0

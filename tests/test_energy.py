@@ -10,9 +10,10 @@ import pytest
 from made_runs import AVERAGE, COUNTER, INSTANT, constant, lattice, power, run_of
 from rich.console import Console
 
-from analysis import energy, lint_boards
+from analysis import energy
 from analysis.energy import PartEnergy
-from analysis.load import Run, build_run
+from analysis.lint import boards as lint_boards
+from analysis.run import Run, build_run
 from analysis.show import render
 from analysis.summary import summarize
 from loadgen.types import BoardState, Domain, Floats, Reading

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from analysis.load import load_run
+from analysis.run import load_run
 from analysis.summary import summarize
 from loadgen import clock, rundir
 from loadgen.errors import ConfigError

@@ -13,7 +13,7 @@ from powercap import EPYC_RANGE_UJ, Powercap
 from rich.console import Console
 
 from analysis.energy import PARTS
-from analysis.load import load_run
+from analysis.run import load_run
 from analysis.summary import summarize
 from loadgen import clock, rundir, target
 from loadgen.clients import make_client

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polls import polled
 
-from analysis import integral
-from analysis.publication import publications, update_period_s
+from analysis.energy import integral
+from analysis.energy.publication import publications, update_period_s
 from loadgen.types import Floats
 
 

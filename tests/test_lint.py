@@ -11,7 +11,7 @@ from made_runs import INSTANT, constant, failed, lattice, record, run_of
 
 from analysis import energy, floor, latency, lint
 from analysis.lint import Verdict
-from analysis.load import Run
+from analysis.run import Run
 from loadgen.physics.boards import GPUS
 from loadgen.types import Domain, Reading
 

@@ -13,7 +13,7 @@ from made_runs import COUNTER, INSTANT, constant, lattice, run_of
 
 from analysis import energy, lint
 from analysis.lint import Verdict
-from analysis.load import build_run
+from analysis.run import build_run
 from analysis.summary import summarize
 from loadgen.types import BoardState, Reading, ServerSample
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from test_llama_cpp import url  # noqa: F401 - the fixture that starts the server, or skips with the reason
 
-from analysis.load import load_run
+from analysis.run import load_run
 from analysis.server_metrics import disagreements, load_over_time, token_deltas
 from loadgen.experiment import Order, execute
 from loadgen.plan import build

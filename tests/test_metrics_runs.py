@@ -17,7 +17,7 @@ from aiohttp import web
 from made_runs import failed, lattice, record, run_of
 from rich.console import Console
 
-from analysis.load import Run, load_run
+from analysis.run import Run, load_run
 from analysis.server_metrics import disagreements, load_over_time, token_deltas
 from loadgen import clock, rundir
 from loadgen.experiment import Order, execute

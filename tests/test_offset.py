@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.load import run_time_s
+from analysis.run import run_time_s
 from loadgen.power.offset import SLEW, Exchange, Line, Offset, fastest
 
 DELAYS = st.floats(0, 0.5, allow_nan=False)

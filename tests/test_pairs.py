@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import pairs, stats
+from analysis import stats
+from analysis.stats import pairs
 from loadgen.types import Estimate
 
 

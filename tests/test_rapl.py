@@ -11,7 +11,7 @@ from conftest import Time
 from powercap import EPYC_RANGE_UJ, INTEL_RANGE_UJ, Powercap, two_socket_intel
 
 from analysis.energy import curve
-from analysis.load import Series
+from analysis.run import Series
 from loadgen.errors import PowerError
 from loadgen.power.rapl import RaplSource
 

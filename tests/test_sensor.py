@@ -18,7 +18,7 @@ import fake_nvml
 import numpy as np
 import pytest
 
-from analysis import sensor
+from analysis.energy import sensor
 from loadgen.types import Floats
 
 OFF_W, ON_W = 90.0, 650.0

@@ -11,7 +11,7 @@ import pytest
 from made_runs import COUNTER, INSTANT, constant, lattice, power, record, run_of
 
 from analysis import energy, floor, lint
-from analysis.load import Run
+from analysis.run import Run
 from analysis.summary import summarize
 from loadgen import clock
 from loadgen.physics.boards import GPUS

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from analysis.shapley import StepGame, truth
+from analysis.attribution.shapley import StepGame, truth
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.models import MODELS

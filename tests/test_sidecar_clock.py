@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scripted_sidecar import Scripted
 
-from analysis.load import run_time_s
+from analysis.run import run_time_s
 from loadgen import clock
 from loadgen.power.feed import Sink
 from loadgen.power.sidecars import Sidecars, open_sidecars
@@ -30,6 +30,7 @@ OUT_S, BACK_S = 3e-3, 0.5e-3
 async def delaying(port: int) -> AsyncIterator[int]:
     """A TCP proxy that takes `OUT_S` one way and `BACK_S` the other."""
     loop = asyncio.get_running_loop()
+    writers: list[asyncio.StreamWriter] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
         while data := await reader.read(65536):
@@ -38,6 +39,7 @@ async def delaying(port: int) -> AsyncIterator[int]:
 
     async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, far_writer))
         await asyncio.gather(pump(reader, far_writer, OUT_S), pump(far_reader, writer, BACK_S))
 
     server = await asyncio.start_server(joined, "127.0.0.1", 0)
@@ -45,6 +47,9 @@ async def delaying(port: int) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from fake_nvml import Board, environment
 from powercap import burning
 from waiting import until
 
-from analysis.load import load_run
+from analysis.run import load_run
 from analysis.server_metrics import token_deltas
 from analysis.summary import summarize
 from loadgen import rundir

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import stationarity
+from analysis.stats import stationarity
 from loadgen.types import Floats
 
 

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from analysis import stats, student
+from analysis import stats
+from analysis.stats import student
 from loadgen.types import Estimate, Floats
 
 

@@ -13,7 +13,7 @@ from made_runs import constant, failed, lattice, record, run_of
 from rich.console import Console
 
 from analysis import fail_if
-from analysis.load import Run, load_run
+from analysis.run import Run, load_run
 from analysis.show import number, quantity, render
 from analysis.summary import summarize
 from loadgen.errors import ConfigError, RunDirError

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.systematic import Board, Component, combine, of_energy, of_ratio
+from analysis.stats.systematic import Board, Component, combine, of_energy, of_ratio
 
 
 def test_standard_uncertainties_are_those_of_the_distributions() -> None:

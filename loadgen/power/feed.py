@@ -6,7 +6,7 @@ poll goes one question for the time there. What did not arrive in the end is
 counted, not guessed.
 
 Rows are put on the run's clock by the offset found at the start, a constant, so that
-what is written is what was read; `analysis.load` applies the drift known at the end.
+what is written is what was read; `analysis.run` applies the drift known at the end.
 """
 
 from __future__ import annotations

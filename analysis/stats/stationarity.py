@@ -8,7 +8,7 @@ five values, leave out the first d that minimise the squared standard error of t
 
 A minimum in the second half of the run is no warm-up: the series has not settled. A slow
 drift passes MSER, so what is kept must also pass a test for a linear trend at 1 % against
-its own long-run variance (`analysis.autocorrelation`).
+its own long-run variance (`analysis.stats.autocorrelation`).
 
 Series are means over equal time bins, so they are of equal length for in-flight requests,
 power and latency; the steady window begins where the last of them has settled.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import autocorrelation, student
+from analysis.stats import autocorrelation, student
 from loadgen.types import Floats
 
 GROUP = 5

@@ -2,7 +2,7 @@
 
 A board has up to three series: its energy counter, its instant and its average
 power. The best usable one gives the energy, the others check it. How a series
-becomes joules: `analysis.integral`; what is certain about them: `analysis.certainty`.
+becomes joules: `analysis.energy.integral`; what is certain about them: `analysis.energy.certainty`.
 A counter that ran backwards makes its board unusable; it is not clamped. A sensor that
 publishes too seldom for a window, or for the blocks of one, is refused for it.
 
@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from analysis import certainty, integral
-from analysis.idle import SHORTEST_S, idle_stretches
-from analysis.integral import Curve
-from analysis.load import Run, Series
-from analysis.publication import PASSED_ON_S, update_period_s
+from analysis.energy import certainty, integral
+from analysis.energy.idle import SHORTEST_S, idle_stretches
+from analysis.energy.integral import Curve
+from analysis.energy.publication import PASSED_ON_S, update_period_s
+from analysis.run import Run, Series
 from loadgen.types import Floats, Method
 
 Part = Literal["gpu", "cpu", "ram"]

@@ -3,7 +3,7 @@
 Neighbouring requests share a batch, a queue and a board, so they are not independent:
 errors computed from single requests are too small. The window is cut into K equal time
 blocks; energy, requests and tokens of a block always stay together, and every metric is
-judged by how its blocks vary (`analysis.autocorrelation`, `analysis.stats`).
+judged by how its blocks vary (`analysis.stats.autocorrelation`, `analysis.stats`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from analysis import autocorrelation
+from analysis.stats import autocorrelation
 from loadgen.types import Floats
 
 Ints = npt.NDArray[np.intp]

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from analysis.integral import power_curve
+from analysis.energy.integral import power_curve
 from loadgen.types import Floats
 
 FEWEST_CHANGES = 8

@@ -1,15 +1,15 @@
 """Least and most joules that a window can have cost by one series, or why they are not known.
 
-Only a counter tells, since energy never decreases (`analysis.integral.certain_j`), and
+Only a counter tells, since energy never decreases (`analysis.energy.integral.certain_j`), and
 only as well as the clock of the host that read it is known. Power says nothing of what
 was between its readings, an estimate nothing at all.
 """
 
 from __future__ import annotations
 
-from analysis import integral
-from analysis.load import Run, Series
-from analysis.publication import PASSED_ON_S
+from analysis.energy import integral
+from analysis.energy.publication import PASSED_ON_S
+from analysis.run import Run, Series
 
 
 def within(

@@ -1,9 +1,9 @@
 """Estimates with intervals from joint time blocks, sized by the measured autocorrelation.
 
-Every statistic is the root of a sum over time blocks (`analysis.blocks`): a ratio R of two
+Every statistic is the root of a sum over time blocks (`analysis.stats.blocks`): a ratio R of two
 sums solves sum(top_k - R bottom_k) = 0, a q-quantile x solves sum(above_k(x) - (1 - q)
 count_k) = 0. The series under the sum is tested against its own long-run variance with
-Student's t, whose degrees of freedom its autocorrelation allows (`analysis.autocorrelation`),
+Student's t, whose degrees of freedom its autocorrelation allows (`analysis.stats.autocorrelation`),
 and the interval is what the test does not reject:
 
 - **ratios and means**: (sum e(R) / sqrt(K))**2 <= t**2 mean_j L_j(R)**2 is quadratic in R:
@@ -28,23 +28,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import autocorrelation, student
-from analysis.blocks import LEVEL, Blocks, Ints, choose_blocks
+from analysis.stats import autocorrelation, student
+from analysis.stats.blocks import LEVEL, Blocks, Ints
 from loadgen.types import Estimate, Floats
-
-__all__ = [
-    "LEVEL",
-    "Blocks",
-    "Ints",
-    "choose_blocks",
-    "exact",
-    "mean",
-    "missing",
-    "quantiles",
-    "ratio",
-    "scaled",
-    "std",
-]
 
 BEYOND_QUANTILE = 5
 """Values that must lie beyond a quantile before its interval is believed."""

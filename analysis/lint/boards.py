@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.energy import BoardEnergy, Part, PartEnergy, board_of
-from analysis.load import Run
+from analysis.run import Run
 
 AGREEMENT = 0.05
 """How far two readings of one energy may differ."""

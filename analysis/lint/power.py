@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from analysis.load import Run
+from analysis.run import Run
 
 CLOCK_BOUND_S = 10e-3
 """A power step of 400 W is then placed within 4 J, about a fifth of a request."""

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import floor, lint_boards, lint_power
+from analysis import floor
 from analysis.energy import COVERED_PERIODS, Part, PartEnergy, ran_backwards, spacing_s
-from analysis.idle import LEAST_BASELINE_S
-from analysis.integral import widest_gap_s
+from analysis.energy.idle import LEAST_BASELINE_S
+from analysis.energy.integral import widest_gap_s
 from analysis.latency import lateness_s
-from analysis.load import Run
+from analysis.lint import boards as lint_boards
+from analysis.lint import power as lint_power
+from analysis.run import Run
 from analysis.server_metrics import disagreements
 from loadgen.physics.hardware import Gpu
 
@@ -42,7 +44,7 @@ class Verdict:
 
 
 def judge(run: Run, parts: Mapping[Part, PartEnergy]) -> Verdict:
-    """Applies every rule. ``parts``: the window's energies, as `analysis.energy.measure` gives."""
+    """Applies every rule. ``parts``: the window's energies, as `analysis.energy.parts` gives."""
     reasons = [*_completeness(run), *_lateness(run), *_readings(run), *lint_power.reasons(run)]
     warnings = [str(w) for w in run.manifest.get("warnings") or ()]
     warnings += lint_power.warnings(run)

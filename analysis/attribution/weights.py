@@ -31,9 +31,9 @@ from dataclasses import astuple, dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from analysis.activity import Activity
+from analysis.attribution.activity import Activity
 from analysis.floor import gpu_of, model_of
-from analysis.load import Run
+from analysis.run import Run
 from loadgen.errors import ConfigError
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency

@@ -3,7 +3,7 @@
 The figure is the mean energy of one request in steady state: requests come with
 the mean spacing that is claimed, without end, and ``gpus`` equal boards serve
 nothing else. What is not claimed stays unknown, and the rules of
-`analysis.claim_rules` then concede whatever would lower their bounds.
+`analysis.claims.rules` then concede whatever would lower their bounds.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import stats, student
-from analysis.blocks import LEVEL, Blocks
+from analysis import stats
+from analysis.stats import student
+from analysis.stats.blocks import LEVEL, Blocks
 from loadgen.types import Estimate, Floats
 
 ENOUGH_PAIRS = 5

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.load import Run
+from analysis.run import Run
 from loadgen.types import Floats
 
 Ints = npt.NDArray[np.int64]

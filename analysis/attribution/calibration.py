@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from analysis.activity import Activity
-from analysis.slices import Pieces
-from analysis.weights import TERMS, Tariff, Weights, row_terms
+from analysis.attribution.activity import Activity
+from analysis.attribution.slices import Pieces
+from analysis.attribution.weights import TERMS, Tariff, Weights, row_terms
 from loadgen.types import Floats
 
 Matrix = npt.NDArray[np.float64]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from analysis import floor
-from analysis.claims import J_PER_WH, Claim
+from analysis.claims.claim import J_PER_WH, Claim
 from analysis.show import quantity
 from loadgen.physics.hardware import Gpu
 from loadgen.physics.models import Transformer

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.claim_rules import Finding, Judgement, judge
-from analysis.claims import J_PER_WH, Claim, parse_claim
+from analysis.claims.claim import J_PER_WH, Claim, parse_claim
+from analysis.claims.rules import Finding, Judgement, judge
 from analysis.show import quantity
 
 _STYLES = {"impossible": "red", "conditional": "yellow", "doubtful": "yellow", "holds": "green"}

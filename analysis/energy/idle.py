@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.floor import gpu_of
-from analysis.load import Run
+from analysis.run import Run
 
 SHORTEST_S = 0.3
 LEAST_BASELINE_S = 1.0

@@ -11,7 +11,7 @@ of each stretch of 400, and takes from it where inside its interval a value stan
 
 Nothing is lost where that fails: every instant stays inside its own interval
 (the middle, where the values move irregularly or every phase is possible), so the
-bounds of `analysis.integral` hold whatever is found here.
+bounds of `analysis.energy.integral` hold whatever is found here.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ Failed requests get their share, reported apart (but not from ``mean`` and ``mar
 the successes for them). The methods:
 
 - ``work`` (default): the steps of the server are inferred from the records
-  (`analysis.activity`); each step's idle part ``P_idle dt`` goes to its rows by how long they
+  (`analysis.attribution.activity`); each step's idle part ``P_idle dt`` goes to its rows by how long they
   made it, its active part by how much energy they caused, both by the tariffs of
-  `analysis.weights`, whose prior is physics and which the run's own step times and
-  energies correct (`analysis.calibration`) where tokens have stamps.
+  `analysis.attribution.weights`, whose prior is physics and which the run's own step times and
+  energies correct (`analysis.attribution.calibration`) where tokens have stamps.
 - ``linear``: the plain weights ``c_p prefill + decode (c_w / batch + c_kv context)``, idle in equal parts.
 - ``time``: equal parts to the rows of each step.
 - ``regression``: as ``linear``, its weights from this run's energies alone.
@@ -36,13 +36,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis import energy
-from analysis.activity import Activity, activity
-from analysis.calibration import Fit, calibrate, regress
+from analysis.attribution.activity import Activity, activity
+from analysis.attribution.calibration import Fit, calibrate, regress
+from analysis.attribution.slices import Pieces, cut, slice_edges
+from analysis.attribution.weights import Weights, linear_weights, row_terms, weights_of
 from analysis.energy import Label, Part
 from analysis.floor import gpu_of
-from analysis.load import Run
-from analysis.slices import Pieces, cut, slice_edges
-from analysis.weights import Weights, linear_weights, row_terms, weights_of
+from analysis.run import Run
 from loadgen.errors import LoadgenError
 from loadgen.types import Floats
 
@@ -110,8 +110,8 @@ class Attribution:
     """A run's energy as a density over its requests; `window` integrates it.
 
     ``part``: the boards' energy, or the host's; of the latter only ``time`` makes sense, which it
-    takes. ``weights``: from elsewhere (`analysis.weights`), else by the manifest's model and board.
-    ``calibrated``: whether the run's own step times and energies correct them.
+    takes. ``weights``: from elsewhere (`analysis.attribution.weights`), else by the manifest's model and
+    board. ``calibrated``: whether the run's own step times and energies correct them.
     ``fit``: what the correction or the regression found. ``idle_from``: where P_idle is from, the run's
     own baseline or, without one, the board's constant.
     Raises AttributionError when the run has no energy, or no weights for the method.

@@ -5,7 +5,7 @@ reading become one thing, a *cumulative* curve, whose difference is the energy o
 window. It is piecewise linear with knots
 
 - of a counter at the instants at which its values were published
-  (`analysis.publication`), not at those at which they were read, which lag, and where
+  (`analysis.energy.publication`), not at those at which they were read, which lag, and where
   the power switched between two of them;
 - of power at every reading: a published value holds until the next one, so that
   nothing is deduplicated and a constant power is not 0 J.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.publication import is_continuous, publications
+from analysis.energy.publication import is_continuous, publications
 from loadgen.types import Floats
 
 READ_S = 5e-3

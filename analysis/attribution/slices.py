@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from analysis.activity import Activity
+from analysis.attribution.activity import Activity
 from loadgen.types import Floats
 
 Ints = npt.NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""Whether a published energy per request is possible."""
