@@ -12,196 +12,26 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-import loadgen
 from loadgen import clock, foreground, launch_flags, overrides
 from loadgen.clients.redaction import redact_url
-from loadgen.config import Tree, near, read_yaml
+from loadgen.config import Tree, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
-from loadgen.scenario_file import find_scenario, shipped_scenarios, validate
-from loadgen.sidecar.verb import add_verb as add_sidecar
+from loadgen.scenario_file import find_scenario, validate
+from loadgen.verbs.parser import USAGE, parse_arguments
 
 if TYPE_CHECKING:
     from loadgen.experiment import Order
 
-OK, INVALID, USAGE, INTERRUPTED = 0, 1, 2, foreground.INTERRUPTED
-
-_EXAMPLES = """examples:
-  loadgen run scenarios/fixed_50ms.yaml                        the main job, on the embedded server
-  loadgen run scenarios/poisson_20rps.yaml --url http://gpu-host:8080    a real TGI, vLLM or llama.cpp
-  loadgen run scenarios/fixed_50ms.yaml --request-rate 5 --request-count 500 --fail-if 'p99_ttft>0.5'
-  loadgen check scenarios/azure_conversation.yaml              validate and print the plan
-  loadgen summary runs/20261121T101500Z-fixed_50ms-1a2b3c4d    print a run again, from its files alone
-  loadgen serve --port 8080                                    the embedded TGI-protocol server
-  loadgen sidecar                                              on the GPU host: sample and serve its power
-  loadgen doctor --url http://gpu-host:8080                    what can be measured, what answers
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, whose mistakes are one line that names the near flag, without the usage above it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"loadgen: {message} (see {self.prog} --help)\n")
-
-    def near_flag(self, word: str) -> str:
-        """``; did you mean '--x'?`` for the closest flag, or nothing."""
-        return near(word.partition("=")[0], self._option_string_actions)
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        verb: _Parser = args.parser
-        wrong = next((word for word in rest if word.startswith("-")), rest[0])
-        verb.error(f"unknown argument {wrong}{verb.near_flag(wrong)}")
-    return args
-
-
-def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of a flag that takes whole numbers of a range."""
-    expected = f"a whole number from {least} to {most}" if most is not None else f"a whole number >= {least}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _parser() -> _Parser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
-        prog="loadgen",
-        description="Traffic-shaping load generator and energy study for LLM serving:\n"
-        "what a request costs in energy and time, and how the way requests arrive changes it.",
-        epilog=_EXAMPLES,
-        formatter_class=formatter,
-    )
-    parser.add_argument("--version", action="version", version=f"loadgen {loadgen.__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    shipped = "shipped scenarios: " + ", ".join(p.stem for p in shipped_scenarios())
-
-    def on_a_scenario(verb: str, summary: str, description: str) -> argparse.ArgumentParser:
-        words = verbs.add_parser(
-            verb, help=summary, description=description, epilog=shipped, formatter_class=formatter
-        )
-        words.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
-        overrides.add_flags(words)
-        return words
-
-    run = on_a_scenario(
-        "run",
-        "run a scenario and print what it cost",
-        "Runs a scenario: warm-up, idle baseline, load, drain, baseline; prints the summary.\n"
-        "The last line of stdout is the run directory. Ctrl-C keeps the data.",
-    )
-    run.add_argument(
-        "--output-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path("runs"),
-        help="parent of the run directory (default %(default)s)",
-    )
-    run.add_argument(
-        "--clock",
-        choices=("virtual", "real"),
-        help="embedded server only: virtual (default) jumps over waiting",
-    )
-    run.add_argument(
-        "--fail-if",
-        metavar="EXPR",
-        action="append",
-        default=[],
-        help="exit 1 when true, e.g. 'p99_ttft>0.5' (seconds); repeatable; names in docs/method.md",
-    )
-    run.add_argument(
-        "--uncertainty",
-        metavar="N",
-        type=_at_least(2),
-        help="embedded server only: repeat the run over N draws of the simulated hardware's uncertain\n"
-        "constants and print the range of each figure",
-    )
-    run.add_argument("--quiet", action="store_true", help="no progress")
-    run.set_defaults(go=_run, parser=run)
-
-    check = on_a_scenario(
-        "check",
-        "validate a scenario and print its resolved plan",
-        "Validates a scenario and prints what it would send: count, duration, realised rate,\n"
-        "gap CV, index of dispersion, lag-1 autocorrelation, token lengths. Sends nothing.",
-    )
-    check.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    check.set_defaults(go=_check, parser=check)
-
-    summary = verbs.add_parser(
-        "summary",
-        help="print a run's summary from its files alone",
-        description="Reads a run directory, finished or not, and prints its summary and verdict.",
-        formatter_class=formatter,
-    )
-    summary.add_argument("run", metavar="RUN", type=Path, help="a run directory")
-    summary.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    summary.add_argument("--fail-if", metavar="EXPR", action="append", default=[], help="as for run")
-    summary.set_defaults(go=_summary, parser=summary)
-
-    serve = verbs.add_parser(
-        "serve",
-        help="serve the TGI protocol from the simulated GPU",
-        description="Serves TGI's and OpenAI's routes from a continuous-batching engine with the time and\n"
-        "power of a simulated GPU. Text is made up; timing, batching, limits and errors are TGI's.",
-        formatter_class=formatter,
-    )
-    serve.add_argument(
-        "--host", "--hostname", default="127.0.0.1", help="address to bind (default %(default)s)"
-    )
-    serve.add_argument(
-        "--port", type=_at_least(0, 65535), default=8080, help="port, 0 for a free one (default %(default)s)"
-    )
-    serve.add_argument("--api-key", metavar="K", help="demand this bearer token on routes that generate")
-    launch_flags.add_flags(serve)
-    serve.set_defaults(go=_serve, parser=serve)
-
-    add_sidecar(verbs, formatter)
-
-    doctor = verbs.add_parser(
-        "doctor",
-        help="what can be measured here, and what answers at an address",
-        description="Reads every power source of this machine for 1.5 s and prints, for each domain, the\n"
-        "method, or why it is unavailable and what to do; then the clock, the cores and the limits.",
-        epilog="exit status: 0 when the energy of at least one domain is measured (an estimate is not) or,\n"
-        "with --url and --sidecar, when they answer and are fit for a run; 1 when not; 2 for a mistake\n"
-        "on the command line.",
-        formatter_class=formatter,
-    )
-    doctor.add_argument("--url", metavar="U", help="also ask the server at this address what it is")
-    doctor.add_argument("--api-key", metavar="K", help="bearer token for it (default: LOADGEN_API_KEY)")
-    doctor.add_argument("--sidecar", metavar="U", help="also examine the power sidecar at this address")
-    doctor.add_argument(
-        "--sidecar-token-file",
-        type=Path,
-        metavar="F",
-        help="file with its token (default: LOADGEN_SIDECAR_TOKEN)",
-    )
-    doctor.add_argument("--json", action="store_true", help="one JSON object on stdout (docs/doctor.md)")
-    doctor.set_defaults(go=_doctor, parser=doctor)
-    return parser
+OK, INVALID, INTERRUPTED = 0, 1, foreground.INTERRUPTED
 
 
 def _resolve(args: argparse.Namespace) -> tuple[Scenario, str, Tree]:
@@ -336,6 +166,12 @@ def _summary(args: argparse.Namespace) -> int:
     return _verdict(summary, conditions)
 
 
+def _lint(args: argparse.Namespace) -> int:
+    from analysis.claims.view import report
+
+    return OK if report(args.claim, as_json=args.json) else INVALID
+
+
 def _serve(args: argparse.Namespace) -> int:
     from loadgen.server.host import serving
     from loadgen.server.service import Service
@@ -385,9 +221,20 @@ def _doctor(args: argparse.Namespace) -> int:
     return OK if found["ok"] else INVALID
 
 
+GO = {
+    "run": _run,
+    "check": _check,
+    "summary": _summary,
+    "lint": _lint,
+    "serve": _serve,
+    "doctor": _doctor,
+}
+"""What each verb does; `sidecar` brings its own."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    args = _parse(argv)
+    args = parse_arguments(GO, argv)
     logging.basicConfig(level=logging.WARNING, format="loadgen: %(name)s: %(message)s", stream=sys.stderr)
     try:
         return int(args.go(args))

@@ -26,7 +26,9 @@ import pytest
 import yaml
 
 from loadgen import cli
+from loadgen.verbs.parser import build_parser
 
+PARSER = build_parser(cli.GO)
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"
 SBATCH = DOCKER / "slurm" / "loadgen.sbatch"
@@ -76,7 +78,7 @@ def run(*words: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    (chooser,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (chooser,) = (a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction))
     return dict(chooser.choices)
 
 
@@ -130,9 +132,9 @@ def test_a_profile_is_one_server_one_sidecar_and_loadgen_on_one_network(profile:
     ((network, joined),) = sidecar["networks"].items()
     assert client["networks"] == [network]
     (host,) = joined["aliases"]
-    args = cli._parser().parse_args(client["command"])
+    args = PARSER.parse_args(client["command"])
     server_port = re.search(r"--port[= ](\d+)", " ".join(server["command"]))
-    watched = cli._parser().parse_args(["sidecar", *sidecar["command"]])
+    watched = PARSER.parse_args(["sidecar", *sidecar["command"]])
     assert server_port is not None
     assert args.url == f"http://{host}:{server_port[1]}"
     assert server_port[1] in " ".join(server["healthcheck"]["test"])
@@ -171,10 +173,10 @@ def test_server_and_sidecar_have_the_same_user_and_board() -> None:
 
 def test_tgis_flags_are_its_launchers() -> None:
     """`loadgen serve` takes exactly the launcher's flags, so it takes the service's command too."""
-    args = cli._parser().parse_args(["serve", *services()["tgi"]["command"]])
+    args = PARSER.parse_args(["serve", *services()["tgi"]["command"]])
     assert (args.model_id, args.port, args.max_concurrent_requests) == ("some/model", 8000, "4096")
     with pytest.raises(SystemExit):
-        cli._parser().parse_args(["serve", "--max-concurent-requests=4096"])
+        PARSER.parse_args(["serve", "--max-concurent-requests=4096"])
 
 
 @pytest.mark.parametrize("name", FOREIGN_FLAGS)
@@ -254,7 +256,7 @@ def test_rapl_adds_a_group_and_the_tree_read_only_and_no_other_right() -> None:
         assert set(service) == {"command", "group_add", "volumes"}
         assert service["group_add"] == ["977"]
         assert all(v["read_only"] and v["source"].endswith("/powercap") for v in service["volumes"])
-        args = cli._parser().parse_args(["sidecar", *service["command"]])
+        args = PARSER.parse_args(["sidecar", *service["command"]])
         assert str(args.powercap) in {v["target"] for v in service["volumes"]}
         assert service["command"][:-1] == services()[name]["command"]
     with pytest.raises(AssertionError, match="POWERCAP_GID"):
@@ -306,7 +308,7 @@ def test_the_servers_command_in_apptainer() -> None:
     shown = f". {SBATCH}; server_command; printf '%s\\n' \"${{SERVER_ARGV[@]}}\""
     words = run("bash", "-c", shown, env=env).stdout.split()
     assert words[:5] == ["apptainer", "run", "--nv", "--bind", "/c:/hf"]
-    launched = cli._parser().parse_args(["serve", *words[words.index("i.sif") + 1 :]])
+    launched = PARSER.parse_args(["serve", *words[words.index("i.sif") + 1 :]])
     assert (launched.model_id, launched.port) == ("m", 8001)
     refused = run("bash", "-c", shown, env=env | {"SERVER": "sglang"})
     assert refused.returncode == 2
