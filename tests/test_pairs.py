@@ -1,4 +1,4 @@
-"""Comparisons: pairing, coverage of differences and ratios, runs as samples, Holm, equal load."""
+"""Comparisons: coverage of differences and ratios, p values, runs as samples, Holm, equal load."""
 
 from __future__ import annotations
 
@@ -6,38 +6,12 @@ import numpy as np
 import pytest
 
 from analysis import stats
-from analysis.stats import pairs
+from analysis.stats import equal_load, pairs, student
 from loadgen.types import Estimate
 
 
 def _blocks(n: int) -> stats.Blocks:
     return stats.choose_blocks(0.0, float(n), np.arange(n, dtype=float), np.full(n, 0.01))
-
-
-def test_requests_pair_only_when_all_are_shared_with_equal_prompts() -> None:
-    a = {1: "x", 2: "y"}
-    assert pairs.shared_requests(a, {2: "y", 1: "x"}) == ([1, 2], None)
-    assert "another prompt" in str(pairs.shared_requests(a, {1: "x", 2: "z"})[1])
-    assert "only 1 of 2 and 1" in str(pairs.shared_requests(a, {1: "x"})[1])
-    assert pairs.shared_requests(a, {3: "x"}) == ([], "the runs share no request")
-
-
-def test_pairing_removes_what_the_requests_have_in_common() -> None:
-    rng = np.random.default_rng(21)
-    n = 1000
-    common = rng.lognormal(0.0, 1.0, n)
-    a, b = common + rng.normal(0, 0.01, n), common + 0.02 + rng.normal(0, 0.01, n)
-    at_s, blocks = np.arange(n, dtype=float), _blocks(n)
-    paired = pairs.paired_requests(a, b, at_s, blocks, "s")
-    index = blocks.index(at_s)
-    apart = pairs.unpaired(stats.mean(a, index, blocks, "s"), stats.mean(b, index, blocks, "s"))
-    assert paired.difference.low is not None and paired.difference.high is not None
-    assert 0.018 < paired.difference.low < 0.02 + 1e-3 < 0.023
-    assert paired.difference.high - paired.difference.low < 0.004
-    assert apart.difference.low is not None and apart.difference.low < 0 < (apart.difference.high or 0)
-    assert paired.p is not None and paired.p < 1e-6
-    assert apart.p is not None and apart.p > 0.05
-    assert "one pair of runs" in paired.notes[0]
 
 
 def test_unpaired_differences_and_ratios_hold_the_truth() -> None:
@@ -88,6 +62,57 @@ def test_few_runs_and_runs_not_in_turn_are_said() -> None:
         pairs.over_runs([1.0, 2.0], [1.0], "J", interleaved=True)
 
 
+def test_the_degrees_of_freedom_are_those_that_made_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    blocks = _blocks(600)
+    mean = stats.mean(rng.exponential(1.0, 600), blocks.index(np.arange(600.0)), blocks, "s")
+    assert mean.low is not None
+    assert pairs.degrees_of(mean) == 15  # independent values take all the waves
+    # Student's table: with 10 degrees 2.228 is the 5 % point and 3.169 the 1 % point.
+    ends = Estimate(5.0, "s", 5.0 - 2.2281, 5.0 + 2.2281, 0.95, 10, "t(10) interval")
+    assert pairs.p_of(ends, 5.0 - 2.2281, 10) == pytest.approx(0.05, abs=1e-4)
+    assert pairs.p_of(ends, 5.0 + 3.1693, 10) == pytest.approx(0.01, abs=1e-4)
+    assert pairs.p_of(stats.exact(5.0, "s", 10, "no interval: few"), 0.0, 10) is None
+
+
+def test_p_of_no_difference_is_uniform_far_into_the_tail() -> None:
+    rng = np.random.default_rng(17)
+    blocks = _blocks(300)
+    index = blocks.index(np.arange(300.0))
+    drawn = rng.normal(10.0, 1.0, (1500, 2, 300))
+    p = np.array(
+        [pairs.unpaired(*(stats.mean(x, index, blocks, "s") for x in pair)).p for pair in drawn], dtype=float
+    )
+    for level in (0.2, 0.05, 0.01):  # Holm's rule needs the small ones to be right too
+        assert np.mean(p <= level) == pytest.approx(level, abs=4 * (level / 1500) ** 0.5)
+
+
+def test_swapping_the_sides_turns_the_sign_and_inverts_the_ratio() -> None:
+    a = Estimate(2.0, "J", 1.7, 2.2, 0.95, 50, "t(12) interval")
+    b = Estimate(3.0, "J", 2.9, 3.4, 0.95, 50, "t(14) interval")
+    there, back = pairs.unpaired(a, b), pairs.unpaired(b, a)
+    assert (there.difference.low, there.difference.high) == pytest.approx(
+        (-back.difference.high, -back.difference.low)
+    )  # type: ignore[operator]
+    assert (there.ratio.low, there.ratio.high) == pytest.approx((1 / back.ratio.high, 1 / back.ratio.low))  # type: ignore[operator]
+    assert there.p == pytest.approx(back.p)
+    assert pairs.unpaired(a, a).ratio.value == 1.0
+
+
+def test_runs_that_make_no_pairs_are_compared_as_welch_did() -> None:
+    # Variances 2.5 and 10: error sqrt(0.5 + 2), 2.5**2 / (0.5**2 / 4 + 2**2 / 4) = 5.88 degrees, 5 taken.
+    found = pairs.independent_runs([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], "J")
+    half = student.two_sided(0.95, 5) * 2.5**0.5
+    assert (found.difference.value, found.difference.low) == (3.0, pytest.approx(3.0 - half))
+    assert "(Welch)" in found.difference.method and "5 and 5 runs make no pairs" in found.notes[0]
+    alone = pairs.independent_runs([4.0], [5.0, 6.0], "J")
+    assert (alone.difference.value, alone.difference.low, alone.p) == (1.5, None, None)
+    assert pairs.mean_of_runs([10.0], "J").low is None
+    # mean 12, deviation 2, t(2) = 4.3027
+    three = pairs.mean_of_runs([10.0, 12.0, 14.0], "J")
+    assert three.high == pytest.approx(12 + 4.3027 * 2 / 3**0.5, abs=1e-3)
+
+
 def test_holm_by_hand_and_its_familywise_error() -> None:
     assert pairs.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert pairs.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
@@ -104,7 +129,7 @@ def _rate(value: float, half: float | None) -> Estimate:
 @pytest.mark.parametrize(
     ("a", "b", "equal", "words"),
     [
-        (_rate(20.0, 0.1), _rate(20.1, 0.1), True, "equal within 5%"),
+        (_rate(20.0, 0.1), _rate(20.1, 0.1), True, "equal within 5 %"),
         (_rate(20.0, 0.1), _rate(15.0, 0.1), False, "NOT equal"),
         (_rate(20.0, 2.0), _rate(20.0, 2.0), None, "cannot be told"),
         (_rate(20.0, None), _rate(20.5, None), True, "by the values alone"),
@@ -112,7 +137,7 @@ def _rate(value: float, half: float | None) -> Estimate:
     ],
 )
 def test_equal_load_is_checked_and_said(a: Estimate, b: Estimate, equal: bool | None, words: str) -> None:
-    verdict = pairs.same_load({"rate": a}, {"rate": b})
+    verdict = equal_load.same_load({"rate": a}, {"rate": b})
     assert verdict.equal is equal
     assert words in verdict.sentences[0]
 
@@ -120,5 +145,10 @@ def test_equal_load_is_checked_and_said(a: Estimate, b: Estimate, equal: bool | 
 def test_one_unequal_quantity_makes_the_load_unequal() -> None:
     a = {"rate": _rate(20.0, 0.1), "output tokens": _rate(50.0, 0.1), "prompt tokens": _rate(9.0, 5.0)}
     b = {"rate": _rate(20.0, 0.1), "output tokens": _rate(80.0, 0.1), "prompt tokens": _rate(9.0, 5.0)}
-    assert pairs.same_load(a, b).equal is False
-    assert pairs.same_load(a, {"rate": _rate(20.0, 0.1)}).equal is None
+    assert equal_load.same_load(a, b).equal is False
+    assert equal_load.same_load(a, {"rate": _rate(20.0, 0.1)}).equal is None
+    wide = {"rate": _rate(20.0, 5.0)}
+    told = equal_load.same_load(wide, wide)
+    assert (told.equal, told.as_happened) == (None, True)
+    none = {"tokens": stats.exact(0.0, "tokens", 3, "counted")}
+    assert equal_load.same_load(none, none).equal is True

@@ -1,7 +1,9 @@
 """Estimates with intervals, and what they rest on."""
 
 from analysis.stats.blocks import LEVEL, Blocks, Ints, choose_blocks
-from analysis.stats.estimates import exact, mean, missing, quantiles, ratio, scaled, std
+from analysis.stats.ends import requests_needed
+from analysis.stats.estimates import exact, mean, missing, ratio, scaled, std
+from analysis.stats.ranks import quantiles, share
 
 __all__ = [
     "Blocks",
@@ -13,6 +15,8 @@ __all__ = [
     "missing",
     "quantiles",
     "ratio",
+    "requests_needed",
     "scaled",
+    "share",
     "std",
 ]

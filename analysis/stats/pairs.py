@@ -1,28 +1,31 @@
-"""Did B differ from A: paired where requests are shared, unpaired otherwise, runs as samples.
+"""Did B differ from A: two estimates of independent runs, and runs as samples.
 
-Within one pair of runs the interval is a sampling interval of those two runs. Temperature and
-clocks make a run one sample, so a claim about configurations rests on several pairs run in
-turn; five or more are preferred, and with one the result says so. Several metrics compared at
-once are corrected by Holm's step-down rule.
+What two runs have in common is taken out in `analysis.stats.paired`. Within one pair of runs the
+interval is a sampling interval of those two runs. Temperature and clocks make a run one sample,
+so a claim about configurations rests on several pairs run in turn; five or more are preferred, and
+with one the result says so. Several metrics compared at once are corrected by Holm's step-down rule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis import stats
-from analysis.stats import student
-from analysis.stats.blocks import LEVEL, Blocks
+from analysis.stats import autocorrelation, student
+from analysis.stats.blocks import LEVEL
 from loadgen.types import Estimate, Floats
 
 ENOUGH_PAIRS = 5
-LOAD_TOLERANCE = 0.05
-"""Two loads count as equal when their ratio lies within 1 -+ this."""
-_PER_STANDARD_ERROR = 1.959964
+ONE_PAIR = (
+    "one pair of runs: the interval holds for these two runs; how far a repetition would differ is not known"
+)
+_MOVER = "unpaired, MOVER of both intervals"
+_DEGREES = re.compile(r"\bt\((\d+)\) interval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +36,6 @@ class Compared:
     ratio: Estimate
     p: float | None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``equal``: None when it cannot be told. ``sentences``: one for each quantity."""
-
-    equal: bool | None
-    sentences: tuple[str, ...]
-
-
-def shared_requests(
-    a: Mapping[Hashable, Hashable], b: Mapping[Hashable, Hashable]
-) -> tuple[list[Hashable], str | None]:
-    """Ids whose prompts are equal in both runs, in the order of ``a``, and why not to pair, if so.
-
-    ``a``, ``b``: {request id: prompt, or its hash}. Pairs only if every id of one run is in
-    the other with the same prompt: requests that only one run has are a selection.
-    """
-    ids = [i for i, prompt in a.items() if i in b and b[i] == prompt]
-    if not ids:
-        return [], "the runs share no request"
-    unequal = sum(1 for i, prompt in a.items() if i in b and b[i] != prompt)
-    if unequal:
-        return ids, f"{unequal} of {len(a)} requests have another prompt under the same id"
-    if len(ids) < len(a) or len(ids) < len(b):
-        return ids, f"only {len(ids)} of {len(a)} and {len(b)} requests are in both runs"
-    return ids, None
-
-
-def paired_requests(a: Floats, b: Floats, at_s: Floats, blocks: Blocks, unit: str) -> Compared:
-    """Mean of b - a and mean(b) / mean(a) of the same requests, (n,) each, due at ``at_s`` in A.
-
-    Differences of one time block stay together: neighbours share a queue, in both runs.
-    """
-    index = blocks.index(at_s)
-    difference = stats.mean(b - a, index, blocks, unit)
-    what = "ratio of means, paired by request"
-    ratio = stats.ratio(blocks.sums(b, index), blocks.sums(a, index), blocks, "1", len(a), what)
-    return Compared(difference, ratio, _p_of(difference, 0.0), (_ONE_PAIR,))
 
 
 def unpaired(a: Estimate, b: Estimate) -> Compared:
@@ -87,29 +51,28 @@ def unpaired(a: Estimate, b: Estimate) -> Compared:
     if a.value is None or b.value is None:
         why = (a if a.value is None else b).method
         return Compared(stats.missing(a.unit, why, n), stats.missing("1", why, n), None)
-    method = "unpaired, MOVER of both intervals"
-    value = b.value - a.value
+    value, times = b.value - a.value, b.value / a.value if a.value > 0 else None
     if a.low is None or a.high is None or b.low is None or b.high is None:
         why = f"unpaired; no interval: one side has none ({(a if a.low is None else b).method})"
-        difference = stats.exact(value, a.unit, n, why)
-        ratio = stats.exact(b.value / a.value, "1", n, why) if a.value > 0 else stats.missing("1", why, n)
-        return Compared(difference, ratio, None, (_ONE_PAIR,))
+        return Compared(stats.exact(value, a.unit, n, why), _quotient(times, n, why), None, (ONE_PAIR,))
     low = value - math.hypot(b.value - b.low, a.high - a.value)
     high = value + math.hypot(b.high - b.value, a.value - a.low)
-    difference = Estimate(value, a.unit, low, high, a.level, n, method)
-    if min(a.low, b.low) <= 0:
-        ratio = (
-            stats.exact(b.value / a.value, "1", n, "unpaired; no interval: one side's reaches 0")
-            if a.value > 0
-            else stats.missing("1", "the denominator is not positive", n)
-        )
+    difference = Estimate(value, a.unit, low, high, a.level, n, _MOVER)
+    if times is None or min(a.low, b.low) <= 0:
+        ratio = _quotient(times, n, "unpaired; no interval: one side's reaches 0")
     else:
-        centre = math.log(b.value / a.value)
         down = math.hypot(math.log(b.value / b.low), math.log(a.high / a.value))
         up = math.hypot(math.log(b.high / b.value), math.log(a.value / a.low))
-        ends = (math.exp(centre - down), math.exp(centre + up))
-        ratio = Estimate(math.exp(centre), "1", *ends, a.level, n, f"{method}, logarithms")
-    return Compared(difference, ratio, _p_of(difference, 0.0), (_ONE_PAIR,))
+        ends = (times * math.exp(-down), times * math.exp(up))
+        ratio = Estimate(times, "1", *ends, a.level, n, f"{_MOVER}, logarithms")
+    freedom = _welch(_error_of(a), _error_of(b))
+    return Compared(difference, ratio, p_of(difference, 0.0, freedom), (ONE_PAIR,))
+
+
+def _quotient(value: float | None, n: int, why: str) -> Estimate:
+    if value is None:
+        return stats.missing("1", "the denominator is not positive", n)
+    return stats.exact(value, "1", n, why)
 
 
 def over_runs(a: Sequence[float], b: Sequence[float], unit: str, *, interleaved: bool) -> Compared:
@@ -124,7 +87,7 @@ def over_runs(a: Sequence[float], b: Sequence[float], unit: str, *, interleaved:
     pairs = len(first)
     notes = []
     if pairs == 1:
-        notes.append(_ONE_PAIR)
+        notes.append(ONE_PAIR)
     elif pairs < ENOUGH_PAIRS:
         notes.append(f"{pairs} pairs of runs: {ENOUGH_PAIRS} or more are preferred")
     if pairs > 1 and not interleaved:
@@ -134,11 +97,34 @@ def over_runs(a: Sequence[float], b: Sequence[float], unit: str, *, interleaved:
     difference, p = _t_over(second - first, unit, "mean of the pairs' differences")
     if (first > 0).all() and (second > 0).all():
         logs, _ = _t_over(np.log(second / first), "1", "geometric mean of the pairs' ratios")
-        value, low, high = (None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high))
-        ratio = Estimate(value, "1", low, high, logs.level, logs.n, logs.method)
+        ratio = _exponential(logs)
     else:
         ratio = stats.missing("1", "not all values are positive", pairs)
     return Compared(difference, ratio, p, tuple(notes))
+
+
+def independent_runs(a: Sequence[float], b: Sequence[float], unit: str) -> Compared:
+    """Runs as samples that make no pairs, one value a run: Welch's t, for ratios on logarithms.
+
+    A side of one run has no spread: values, no interval.
+    """
+    if not a or not b:
+        raise ValueError(f"expected at least one run on each side, got {len(a)} and {len(b)}")
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    difference, p = _welch_over(first, second, unit, "difference of means over runs")
+    if (first > 0).all() and (second > 0).all():
+        logs, _ = _welch_over(np.log(first), np.log(second), "1", "ratio of geometric means over runs")
+        ratio = _exponential(logs)
+    else:
+        ratio = stats.missing("1", "not all values are positive", min(len(a), len(b)))
+    return Compared(
+        difference, ratio, p, (f"{len(a)} and {len(b)} runs make no pairs: compared as independent",)
+    )
+
+
+def mean_of_runs(values: Sequence[float], unit: str) -> Estimate:
+    """Mean over runs, one value each, with Student's interval from two runs on."""
+    return _t_over(np.asarray(values, dtype=np.float64), unit, "mean over runs", "runs")[0]
 
 
 def taken_in_turn(started_a_s: Sequence[float], started_b_s: Sequence[float]) -> bool:
@@ -163,70 +149,70 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p}
 
 
-def same_load(
-    a: Mapping[str, Estimate], b: Mapping[str, Estimate], tolerance: float = LOAD_TOLERANCE
-) -> Verdict:
-    """Whether two runs bore the same load: rate, prompt and output tokens, by name, as they happened.
-
-    Equal when the whole interval of the ratio lies within 1 -+ ``tolerance`` (equivalence, as
-    two one-sided tests; Schuirmann 1987), unequal when it lies wholly outside, otherwise not
-    told. Without intervals the values decide, and the sentence says so.
-    """
-    sentences: list[str] = []
-    answers: list[bool | None] = []
-    for name in a:
-        if name not in b:
-            sentences.append(f"{name}: not known of the second run")
-            answers.append(None)
-            continue
-        answer, sentence = _same(name, a[name], b[name], tolerance)
-        answers.append(answer)
-        sentences.append(sentence)
-    equal = False if False in answers else None if None in answers or not answers else True
-    return Verdict(equal, tuple(sentences))
+def _exponential(logs: Estimate) -> Estimate:
+    value, low, high = (None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high))
+    return replace(logs, value=value, low=low, high=high)
 
 
-_ONE_PAIR = (
-    "one pair of runs: the interval holds for these two runs; how far a repetition would differ is not known"
-)
-
-
-def _same(name: str, a: Estimate, b: Estimate, tolerance: float) -> tuple[bool | None, str]:
-    ratio = unpaired(a, b).ratio
-    if ratio.value is None:
-        return None, f"{name}: {ratio.method}"
-    said = f"{name}: {ratio.value:.4g} times ({a.value:.4g} and {b.value:.4g} {a.unit})"
-    if ratio.low is None or ratio.high is None:
-        equal = abs(ratio.value - 1) <= tolerance
-        return (
-            equal,
-            f"{said}, {'equal' if equal else 'NOT equal'} within {tolerance:.0%} by the values alone",
-        )
-    said += f", {ratio.level:.0%} interval {ratio.low:.4g} to {ratio.high:.4g}"
-    if ratio.low >= 1 - tolerance and ratio.high <= 1 + tolerance:
-        return True, f"{said}: equal within {tolerance:.0%}"
-    if ratio.high < 1 - tolerance or ratio.low > 1 + tolerance:
-        return False, f"{said}: NOT equal within {tolerance:.0%}"
-    return None, f"{said}: whether equal within {tolerance:.0%} cannot be told"
-
-
-def _t_over(values: Floats, unit: str, what: str) -> tuple[Estimate, float | None]:
+def _t_over(values: Floats, unit: str, what: str, of: str = "pairs of runs") -> tuple[Estimate, float | None]:
     """Student's interval for the mean of independent values, and p of a zero mean."""
     n, value = len(values), float(values.mean())
     if n < 2:
-        return stats.exact(value, unit, n, f"{what}; no interval: one pair of runs"), None
+        return stats.exact(value, unit, n, f"{what}; no interval: one of the {of}"), None
     error = float(values.std(ddof=1)) / math.sqrt(n)
-    half = student.two_sided(LEVEL, n - 1) * error
-    p = student.probability(value / error, n - 1) if error > 0 else float(value == 0)
-    return Estimate(value, unit, value - half, value + half, LEVEL, n, f"{what}, t over {n} pairs of runs"), p
+    return _student(value, unit, error, n - 1, n, f"{what}; t({n - 1}) interval over {n} {of}")
 
 
-def _p_of(estimate: Estimate, null: float) -> float | None:
-    """p value of ``null`` from an interval, taking each half as 1.96 standard errors."""
+def _welch_over(a: Floats, b: Floats, unit: str, what: str) -> tuple[Estimate, float | None]:
+    value, n = float(b.mean() - a.mean()), min(len(a), len(b))
+    if n < 2:
+        return stats.exact(value, unit, n, f"{what}; no interval: one side is a single run"), None
+    errors = [(float(x.std(ddof=1)) / math.sqrt(len(x)), len(x) - 1) for x in (a, b)]
+    freedom = _welch(errors[0], errors[1])
+    how = f"{what}; t({freedom}) interval over {len(a)} and {len(b)} runs (Welch)"
+    return _student(value, unit, math.hypot(errors[0][0], errors[1][0]), freedom, n, how)
+
+
+def _student(
+    value: float, unit: str, error: float, freedom: int, n: int, how: str
+) -> tuple[Estimate, float | None]:
+    half = student.two_sided(LEVEL, freedom) * error
+    p = student.probability(value / error, freedom) if error > 0 else float(value == 0)
+    return Estimate(value, unit, value - half, value + half, LEVEL, n, how), p
+
+
+def degrees_of(estimate: Estimate) -> int:
+    """Degrees of freedom behind an interval, as its ``method`` says; else the fewest of a ratio's."""
+    found = _DEGREES.search(estimate.method)
+    return int(found[1]) if found else autocorrelation.FEWEST_WAVES
+
+
+def p_of(estimate: Estimate, null: float, freedom: int) -> float | None:
+    """Two-sided p of ``null``: the level at which the interval, Student's with ``freedom``, would end there.
+
+    Below 0.05 exactly when the 95 % interval leaves ``null`` out. None without an interval.
+    """
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
     distance = null - estimate.value
     half = estimate.high - estimate.value if distance > 0 else estimate.value - estimate.low
     if half <= 0:
         return float(distance == 0)
-    return math.erfc(abs(distance) / half * _PER_STANDARD_ERROR / math.sqrt(2))
+    return student.probability(abs(distance) / half * student.two_sided(estimate.level, freedom), freedom)
+
+
+def _welch(a: tuple[float, int], b: tuple[float, int]) -> int:
+    """Degrees of freedom of a sum of two independent errors, each (error, its degrees); rounded down.
+
+    Welch 1947 and Satterthwaite 1946: (u + v)**2 / (u**2 / f + v**2 / g) for squared errors u, v.
+    """
+    (u, f), (v, g) = ((error * error, freedom) for error, freedom in (a, b))
+    below = u * u / f + v * v / g
+    return max(1, math.floor((u + v) ** 2 / below * (1 + 1e-12))) if below > 0 else f + g
+
+
+def _error_of(estimate: Estimate) -> tuple[float, int]:
+    """Standard error behind an interval, and its degrees of freedom."""
+    assert estimate.low is not None and estimate.high is not None
+    freedom = degrees_of(estimate)
+    return (estimate.high - estimate.low) / 2 / student.two_sided(estimate.level, freedom), freedom

@@ -156,7 +156,10 @@ def in_flight(sent_s: Floats, done_s: Floats, edges_s: Floats) -> Floats:
 
 
 def binned(at_s: Floats, values: Floats, edges_s: Floats) -> Floats:
-    """Mean of the values (n,) in each bin, shape (K,); a bin without any repeats the one before it."""
+    """Mean of the values (n,) in each bin, shape (K,); a bin without any repeats the one before it.
+
+    Bins before the first value take that of the first with any; NaN everywhere without values.
+    """
     count = len(edges_s) - 1
     index = np.searchsorted(edges_s, at_s, side="right") - 1
     inside = (index >= 0) & (index < count)

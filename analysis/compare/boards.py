@@ -1,0 +1,81 @@
+"""The systematic part of a ratio of GPU energies: what more requests would not average out.
+
+A sensor's gain cancels as far as the same boards, by UUID, have the same share of both energies; the
+clock's and the edges' parts are each run's own. A board whose UUID nobody told is no other run's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from analysis import energy, systematics
+from analysis.compare.sides import Facts, Side
+from analysis.floor import gpu_of
+from analysis.meter import Meter
+from analysis.stats.systematic import Board, Component, Distribution, Systematic, combine, of_ratio
+
+_GAIN = "gain of "
+
+
+def of_sides(a: Side, b: Side) -> Systematic | str:
+    """Relative, of the ratio of B's GPU energies to A's, or why it cannot be had."""
+    boards: list[list[Board]] = []
+    others: list[Systematic] = []
+    for side in (b, a):
+        found = [_of_run(facts) for facts in side.facts]
+        for one in found:
+            if isinstance(one, str):
+                return f"{side.name}: {one}"
+        known = [one for one in found if not isinstance(one, str)]
+        boards.append([board for own, _ in known for board in own])
+        others.append(_together([rest for _, rest in known], side.name))
+    if not all(sum(board.energy_j for board in own) > 0 for own in boards):
+        return "an energy is not positive"
+    ratio = of_ratio(boards[0], boards[1], others[0], others[1])
+    return replace(ratio, missing=tuple(dict.fromkeys(ratio.missing)))
+
+
+def same_boards(a: Side, b: Side) -> bool | None:
+    """Whether both sides ran on the same boards; None when a UUID is not known."""
+    uuids = [
+        {row.get("uuid") for run in side.runs for row in run.manifest.get("gpus") or ()} for side in (a, b)
+    ]
+    if not all(uuids) or any(None in found for found in uuids):
+        return None
+    return uuids[0] == uuids[1]
+
+
+def _of_run(facts: Facts) -> tuple[list[Board], Systematic] | str:
+    part, run = facts.parts.get("gpu"), facts.run
+    if part is None or part.total_j is None or run.end_s is None:
+        return (part.reason if part is not None else None) or "no GPU energy"
+    whole = systematics.of_window(run, Meter(run, "gpu", part), 0.0, run.end_s)
+    if isinstance(whole, str):
+        return whole
+    rest = [c for c in whole.components if not c.name.startswith(_GAIN)]
+    unknown = [m for m in whole.missing if not m.startswith(_GAIN)]
+    gpu, rows = gpu_of(run), {row.get("domain"): row for row in run.manifest.get("gpus") or ()}
+    boards = []
+    for board in part.boards:
+        name = energy.board_of(board.domain) or board.domain
+        uuid = (rows.get(name) or {}).get("uuid") or f"{name} of {run.path.name}, no UUID"
+        gain = None if gpu is None else gpu.sensor_gain_error
+        if board.label == "simulated":  # its constants are named as missing, for the board as a whole
+            uuid, gain = "simulated boards", 0.0
+        boards.append(Board(str(uuid), board.total_j or 0.0, gain))
+    return boards, replace(whole, components=tuple(rest), missing=tuple(unknown))
+
+
+def _together(parts: Sequence[Systematic], name: str) -> Systematic:
+    """Of the summed energy of a side's runs: independent from run to run; zero parts are left out."""
+    squares: dict[tuple[str, Distribution], float] = {}
+    for part in parts:
+        for c in part.components:
+            key = (f"{c.name}, {name}", c.distribution)
+            squares[key] = squares.get(key, 0.0) + c.half_width**2
+    components = [
+        Component(key[0], math.sqrt(square), key[1]) for key, square in squares.items() if square > 0
+    ]
+    return combine("J", components, missing=tuple(dict.fromkeys(m for part in parts for m in part.missing)))
