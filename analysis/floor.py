@@ -35,14 +35,24 @@ LEAST_CONTEXT_W = 26.0
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Joules over the window: ``hard_j`` cannot be undercut, ``soft_j`` only by lower clocks.
+    """Joules over the window that cannot be undercut, and ``soft_j``, which only lower clocks can.
 
-    ``soft_j`` is None when the model or its token counts are not known.
+    ``standing_j``: the boards idle with a server's context (``idle_w`` each). ``flop_j``,
+    ``byte_j``: that, and what was certainly computed, or moved, on top at the least power
+    of a working board. None when the model is not known, ``byte_j`` also where speculation
+    could have cut the number of steps.
     """
 
-    hard_j: float
-    soft_j: float | None
+    standing_j: float
     idle_w: float
+    flop_j: float | None = None
+    byte_j: float | None = None
+    soft_j: float | None = None
+
+    @property
+    def hard_j(self) -> float:
+        """The highest of the floors that cannot be undercut."""
+        return max(self.standing_j, self.flop_j or 0.0, self.byte_j or 0.0)
 
 
 def gpu_of(run: Run) -> Gpu | None:
@@ -63,10 +73,11 @@ def model_of(run: Run) -> Transformer | None:
 
 def drawn(run: Run) -> bool:
     """Whether an embedded run drew its board's constants anew: the table's bounds are then not its own."""
-    return _embedded_server(run, "hardware").get("draw") is not None
+    return embedded_section(run, "hardware").get("draw") is not None
 
 
-def _embedded_server(run: Run, section: str) -> Mapping[str, Any]:
+def embedded_section(run: Run, section: str) -> Mapping[str, Any]:
+    """A section of the scenario's ``server``, as ``launcher``; empty when there is none."""
     server = (run.manifest.get("scenario") or {}).get("server") or {}
     return server.get(section) or {}
 
@@ -89,21 +100,31 @@ def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     standing_j = boards * idle_w * window_s
     model = model_of(run)
     if model is None:
-        return Floor(standing_j, None, idle_w)
+        return Floor(standing_j, idle_w)
     server = run.manifest.get("server") or {}
     embedded = server.get("kind") == "embedded"
     dtype = DTYPES.get(str(server.get("dtype")))
-    # A server that hides its format may use the board's fastest.
-    peak = max(gpu.peak_flop_per_s.values()) if dtype is None else gpu.peak_flop_per_s[dtype.rate_on(gpu)]
+    peak = peak_flop_per_s(gpu, dtype)
     prompt, output = _tokens(run)
     # Which prompts a prefix cache saved is not known; without one, all were computed.
-    cached = not embedded or bool(_embedded_server(run, "launcher").get("prefix_caching"))
-    busy_s = _flop(model, prompt, output, prefilled=not cached) / peak
+    cached = not embedded or bool(embedded_section(run, "launcher").get("prefix_caching"))
+    flop = float(np.sum(_flop(model, prompt, output, prefilled=not cached)))
+    byte_j = None
     if embedded and dtype is not None:
-        traffic = _traffic_bytes(model, run, prompt, output, dtype)
-        busy_s = max(busy_s, traffic / gpu.bandwidth_bytes_per_s)
-    soft_j = gpu.tdp_w * _flop(model, prompt, output, prefilled=True) / peak
-    return Floor(standing_j + (gpu.active_w - idle_w) * busy_s, soft_j, idle_w)
+        byte_s = _traffic_bytes(model, run, prompt, output, dtype) / gpu.bandwidth_bytes_per_s
+        byte_j = standing_j + (gpu.active_w - idle_w) * byte_s
+    return Floor(
+        standing_j,
+        idle_w,
+        flop_j=standing_j + (gpu.active_w - idle_w) * flop / peak,
+        byte_j=byte_j,
+        soft_j=gpu.tdp_w * float(np.sum(_flop(model, prompt, output, prefilled=True))) / peak,
+    )
+
+
+def peak_flop_per_s(gpu: Gpu, dtype: Dtype | None) -> float:
+    """Of the layers' products; a server that hides its format (None) may use the board's fastest."""
+    return max(gpu.peak_flop_per_s.values()) if dtype is None else gpu.peak_flop_per_s[dtype.rate_on(gpu)]
 
 
 def _tokens(run: Run) -> tuple[Floats, Floats]:
@@ -115,8 +136,13 @@ def _tokens(run: Run) -> tuple[Floats, Floats]:
     return prompt[known], output[known]
 
 
-def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool) -> float:
-    """FLOP of the layers' products, causal attention and LM head.
+def prefill_flop(model: Transformer, prompt_tokens: Floats) -> Floats:
+    """FLOP of each prompt (n,) up to its first token, with nothing of it cached; (n,)."""
+    return _flop(model, prompt_tokens, np.ones(len(prompt_tokens)), prefilled=True)
+
+
+def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool) -> Floats:
+    """FLOP of the layers' products, causal attention and LM head, of each request, (n,).
 
     A prompt of s tokens attends s(s+1)/2 pairs; a reply of g tokens takes g - 1
     further passes whose contexts sum to (g - 1)(2s + g) / 2.
@@ -129,7 +155,8 @@ def _flop(model: Transformer, prompt: Floats, output: Floats, *, prefilled: bool
     if prefilled:
         rows = rows + prompt
         pairs = pairs + prompt * (prompt + 1) / 2
-    return float(np.sum(per_row * rows + per_pair * pairs + head * output))
+    total: Floats = per_row * rows + per_pair * pairs + head * output
+    return total
 
 
 def request_flop(
@@ -142,7 +169,7 @@ def request_flop(
     prompt, output = np.array([prompt_tokens]), np.array([output_tokens])
     cached, first = np.array([cached_tokens]), np.ones(1)
     saved = _flop(model, cached, first, prefilled=True) - _flop(model, cached, first, prefilled=False)
-    return _flop(model, prompt, output, prefilled=True) - saved
+    return float((_flop(model, prompt, output, prefilled=True) - saved)[0])
 
 
 def layer_weight_bytes(model: Transformer, dtype: Dtype) -> float:

@@ -17,7 +17,7 @@ from polls import polled
 
 from analysis import energy
 from analysis.energy import integral
-from analysis.lint import boards as lint_boards
+from analysis.lint import judge, sensor
 from analysis.run import Run, Series
 from loadgen.types import Domain, Floats
 
@@ -229,7 +229,7 @@ def test_the_part_time_sensors_bias_is_said(library: Path, counter: int, told: b
     readings_j = [gpu.total_j, *(joules for _, joules in gpu.boards[0].checks)]
     biased = [abs(joules / truth_j - 1) > 0.15 for joules in readings_j]
     assert biased == [not told, True, True]  # counter, instant, average
-    said = list(lint_boards.warnings(run, parts))
+    said = judge(run, parts).warnings
     in_step = [w for w in said if "keep step" in w]
     assert len(in_step) == 1
     assert "arrivals every 50 ms" in in_step[0] and "25 of every 100 ms" in in_step[0]
@@ -250,5 +250,5 @@ def test_the_part_time_sensors_bias_is_said(library: Path, counter: int, told: b
     ],
 )
 def test_which_spacings_keep_step_with_25_of_100_ms(spacing_ms: float, updates: int | None) -> None:
-    assert lint_boards.in_step(1e-3 * spacing_ms, 0.1, 0.025) == updates
-    assert lint_boards.in_step(1e-3 * spacing_ms, 0.1, 0.1) is None  # a sensor without a gap
+    assert sensor.in_step(1e-3 * spacing_ms, 0.1, 0.025) == updates
+    assert sensor.in_step(1e-3 * spacing_ms, 0.1, 0.1) is None  # a sensor without a gap

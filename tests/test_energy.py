@@ -12,7 +12,7 @@ from rich.console import Console
 
 from analysis import energy
 from analysis.energy import PartEnergy
-from analysis.lint import boards as lint_boards
+from analysis.lint import judge
 from analysis.run import Run, build_run
 from analysis.show import render
 from analysis.summary import summarize
@@ -200,7 +200,7 @@ def test_a_declared_reason_makes_a_sum_over_hosts_unavailable_but_hides_no_estim
     run = run_of([], _counter(domain.name, 50.0), end_s=100.0, power=power)
     parts = energy.measure(run, np.array([0.0, 100.0]))
     assert (parts["cpu"].total_j is None) is bool(host)
-    said = list(lint_boards.warnings(run, parts))
+    said = list(judge(run, parts).warnings)
     assert said == [f"energy of cpu is unavailable: {reasons['cpu']}"] * bool(host)
 
 
@@ -322,7 +322,7 @@ def test_instant_and_average_that_disagree_are_told_without_a_counter() -> None:
     readings = [Reading(0.1 * k - 2, "gpu0.instant", power_w=300.0) for k in range(1041)]
     readings += [Reading(0.1 * k - 2, "gpu0.average", power_w=330.0) for k in range(1041)]
     run = run_of([], readings, domains=[INSTANT, AVERAGE], end_s=100.0)
-    said = list(lint_boards.warnings(run, energy.measure(run, np.array([0.0, 100.0]))))
+    said = judge(run, energy.measure(run, np.array([0.0, 100.0]))).warnings
     assert len([w for w in said if "gpu0.average is +10 % off the integral of gpu0.instant" in w]) == 1
 
 
@@ -335,7 +335,7 @@ def _states(**changes: object) -> list[str]:
     ]
     run = run_of(lattice(10, 1.0), constant(300.0, 100.0), end_s=100.0)
     run = build_run(run.path, run.manifest, [], constant(300.0, 100.0), states=states)
-    return list(lint_boards.warnings(run, {}))
+    return list(judge(run, {}).warnings)
 
 
 @pytest.mark.parametrize(

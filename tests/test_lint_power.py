@@ -62,7 +62,7 @@ def judged(*rows: dict[str, Any], gpus: tuple[dict[str, Any], ...] = (BOARD,)) -
 
 
 def test_a_run_beside_a_sound_sidecar_is_valid_without_a_word() -> None:
-    assert judged(ROW) == Verdict((), ())
+    assert (judged(ROW).reasons, judged(ROW).warnings) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_boards_that_the_run_read_itself_are_judged_by_the_same_rules() -> None:
         run = run_of(lattice(200, 0.5), constant(300.0, 100.0), power=power, gpus=[BOARD])
         return lint.judge(run, energy.measure(run, np.array([0.0, run.end_s])))
 
-    assert here(["gpu0"]) == Verdict((), ())
+    assert (here(["gpu0"]).reasons, here(["gpu0"]).warnings) == ((), ())
     nowhere = here([])
     assert (
         len(nowhere.reasons) == 1 and "on no measured board at the run's start and end" in nowhere.reasons[0]

@@ -9,6 +9,7 @@ nothing else. What is not claimed stays unknown, and the rules of
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,13 @@ KEYS = (
     "speculation",
     "energy_wh",
 )
-"""What can be claimed; `docs/method.md` says what each means."""
+"""What can be claimed; `docs/lint.md` says what each means."""
 _REQUIRED = ("gpu", "energy_wh")
-_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "f32": "float32"}
+_UNKNOWN = "unknown"
+_DECORATION = re.compile(r"nvidia|geforce|torch\.|[-_ ]?instruct|\bmeta[-_ ]?")
+_SIZES = re.compile(r"80gb|141gb|hbm3e?")
+"""Memory of boards known by one size only; an A100 of 40 GB is another board than one of 80."""
 _KNOWN = {"on": True, "off": False, "unknown": None}
 
 _UNIFORM = ("uniform", "uniform_script")
@@ -125,6 +130,21 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _plain(name: str) -> str:
+    """A name without case, owner, maker and punctuation: ``h100sxm`` of ``NVIDIA H100-SXM5``."""
+    bare = _DECORATION.sub("", name.casefold().rpartition("/")[2])
+    return re.sub(r"sxm\d", "sxm", re.sub(r"[^a-z0-9.]", "", bare))
+
+
+def _meant(text: str, known: Mapping[str, T]) -> T | None:
+    """The one known thing whose name is ``text`` but for case and punctuation; None: none, or several."""
+    for words in (_plain(text), _SIZES.sub("", _plain(text))):
+        found = {id(value): value for name, value in known.items() if _plain(name) == words}
+        if len(found) == 1:
+            return next(iter(found.values()))
+    return None
+
+
 class _Stated:
     """The words by key, each refused by name where it does not fit."""
 
@@ -170,13 +190,16 @@ class _Stated:
         return value
 
     def choice(self, key: str, known: Mapping[str, T]) -> T | None:
-        """What ``known`` maps the value to; None when not claimed."""
+        """What ``known`` maps the value to; None when not claimed, or claimed to be unknown."""
         text = self._values.get(key)
-        if text is None:
+        if text is None or (text.casefold() == _UNKNOWN and key not in _REQUIRED):
             return None
-        if text not in known:
-            raise self.refuse(key, f"one of {', '.join(known)}{_near(text, known)}")
-        return known[text]
+        if text in known:
+            return known[text]
+        meant = _meant(text, known)
+        if meant is None:
+            raise self.refuse(key, f"one of {', '.join(known)}{_near(text.casefold(), known)}")
+        return meant
 
     def gpu(self) -> Gpu:
         found = self.choice("gpu", GPUS | {gpu.name: gpu for gpu in GPUS.values()})
