@@ -45,13 +45,21 @@ GENERATOR = Check(
     "1",
     "docs/method.md, Time",
 )
-GAPS = Check("arrival-gaps", "requests were spaced by the law that is named", "1", "the thank-you study's script, whose gaps are sums of draws")
+GAPS = Check(
+    "arrival-gaps",
+    "requests were spaced by the law that is named",
+    "1",
+    "docs/lint.md, What goes wrong, script",
+)
 CAP = Check("in-flight-cap", "max_in_flight held no request back", "1", "docs/method.md, Time")
 POOL = Check(
-    "connection-pool", "what was in flight was at the server", "1", "the thank-you study's script: a pool of 100 connections"
+    "connection-pool", "what was in flight was at the server", "1", "docs/lint.md, What goes wrong, script"
 )
 TIMEOUTS = Check(
-    "common-timeout", "no time limit cut the tail of the latencies", "1", "the thank-you study's script: a timeout of 30 s"
+    "common-timeout",
+    "no time limit cut the tail of the latencies",
+    "1",
+    "docs/lint.md, What goes wrong, script",
 )
 CHECKS = (LATENESS, GENERATOR, GAPS, CAP, POOL, TIMEOUTS)
 

@@ -19,7 +19,7 @@ FAILURES = Check(
     "failures-in-denominator",
     "few enough requests failed for energy per request to be a fair headline",
     "1",
-    "docs/lint.md, What goes wrong, 2; the thank-you study's script",
+    "docs/lint.md, What goes wrong, 2 and script",
 )
 NOTED = Check("noted", "the run noted nothing odd", "", "docs/format.md, run.json, warnings")
 CHECKS = (ENDED, RECORDS, SUCCESS, NOTED, FAILURES)

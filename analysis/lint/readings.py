@@ -12,8 +12,9 @@ from analysis.run import Run
 SHOWN_NAMES = 3
 _VALIDITY = "docs/method.md, When a run says that it is invalid"
 _ENERGY = "docs/method.md, Energy"
+_WRONG = "docs/lint.md, What goes wrong"
 
-FORWARDS = Check("counter-forwards", "no energy counter ran backwards", "", "docs/lint.md, What goes wrong, 13")
+FORWARDS = Check("counter-forwards", "no energy counter ran backwards", "", f"{_WRONG}, 13")
 GAP = Check("power-gap", "power was read without a gap", "s", _VALIDITY)
 AVAILABLE = Check("energy-available", "the energy of GPU, CPU and RAM is known", "", _ENERGY)
 BLOCKS = Check("energy-intervals", "the sensor is fast enough for intervals", "", "docs/method.md, Intervals")
