@@ -54,22 +54,30 @@ class Sample:
 def samples(run: Run) -> dict[str, Sample]:
     """Every latency metric of the run's successful requests, keyed by METRICS.
 
-    A value belongs to the instant its request was due. A request that lacks a
-    stamp, or a token count for ``tpot``, is left out of that metric only.
+    A value belongs to the instant its request was due, a gap of ``itl`` to the read that ended
+    it. A request that lacks a stamp, or a token count for ``tpot``, is left out of that metric only.
     """
     ok = run.ok
-    due = _column(ok, "due_s")
-    starts = {"": _column(ok, "sent_s"), "_from_due": due, "_from_demand": _column(ok, "demand_s")}
-    found = {}
-    for metric, end in (("ttft", _column(ok, "first_s")), ("e2e", _column(ok, "done_s"))):
-        for suffix, start in starts.items():
-            found[metric + suffix] = _present(end - start, due)
-    tokens = _column(ok, "output_tokens")
-    decode_s = _column(ok, "done_s") - _column(ok, "first_s")
-    several = tokens >= 2
-    found["tpot"] = _present(decode_s[several] / (tokens[several] - 1), due[several])
-    found["itl"] = _gaps(ok, due)
+    due_s = _column(ok, "due_s")
+    found = {metric: _present(value_s, due_s) for metric, value_s in per_request(ok).items()}
+    found["itl"] = _gaps(ok)
     return {metric: found[metric] for metric in METRICS}
+
+
+def per_request(requests: pd.DataFrame) -> dict[str, Floats]:
+    """Every metric but ``itl``, seconds, a value a row of ``requests``, (n,); NaN where it has none."""
+    sent_s, due_s, demand_s = (_column(requests, name) for name in ("sent_s", "due_s", "demand_s"))
+    first_s, done_s = _column(requests, "first_s"), _column(requests, "done_s")
+    tokens = _column(requests, "output_tokens")
+    return {
+        "ttft": _between(sent_s, first_s),
+        "ttft_from_due": _between(due_s, first_s),
+        "ttft_from_demand": _between(demand_s, first_s),
+        "tpot": _between(first_s, done_s) / np.where(tokens >= 2, tokens - 1, np.nan),
+        "e2e": _between(sent_s, done_s),
+        "e2e_from_due": _between(due_s, done_s),
+        "e2e_from_demand": _between(demand_s, done_s),
+    }
 
 
 def lateness_s(run: Run) -> Floats:
@@ -102,13 +110,19 @@ def tokens_per_chunk(run: Run) -> float | None:
     Tokens as `Record.output_tokens` counts them: a server's own count knows those that
     came with another's text.
     """
-    ok = run.ok[run.ok["output_tokens"].notna()]
-    reads = sum(len(tokens) for tokens in ok["chunk_tokens"])
-    return float(ok["output_tokens"].sum()) / reads if reads else None
+    counted = (run.requests["status"] == "ok") & run.requests["output_tokens"].notna()
+    reads = sum(map(len, run.requests.loc[counted, "chunk_tokens"]))
+    return float(run.requests.loc[counted, "output_tokens"].sum()) / reads if reads else None
 
 
 def _column(frame: pd.DataFrame, name: str) -> Floats:
     return np.asarray(frame[name].to_numpy(), dtype=np.float64)
+
+
+def _between(start_s: Floats, end_s: Floats) -> Floats:
+    """``end_s - start_s``. To the nanosecond, so that equal latencies stay equal: what a difference of
+    large instants leaves grows with the instants, and as the only variation it would pass for a drift."""
+    return np.asarray(np.round(end_s - start_s, 9), dtype=np.float64)
 
 
 def _present(value_s: Floats, at_s: Floats) -> Sample:
@@ -116,7 +130,7 @@ def _present(value_s: Floats, at_s: Floats) -> Sample:
     return Sample(value_s[known], at_s[known])
 
 
-def _gaps(ok: pd.DataFrame, due_s: Floats) -> Sample:
+def _gaps(ok: pd.DataFrame) -> Sample:
     chunks = list(ok["chunk_s"])
     sizes: Ints = np.array([len(c) for c in chunks], dtype=np.intp)
     if not sizes.sum():
@@ -124,4 +138,4 @@ def _gaps(ok: pd.DataFrame, due_s: Floats) -> Sample:
     joined = np.concatenate([np.array(c, dtype=np.float64) for c in chunks if c])
     owner = np.repeat(np.arange(len(chunks)), sizes)
     same = owner[1:] == owner[:-1]
-    return Sample(np.diff(joined)[same], due_s[owner[1:][same]])
+    return Sample(_between(joined[:-1][same], joined[1:][same]), joined[1:][same])

@@ -6,22 +6,26 @@ here the drift that their clocks had by its end is taken out (`run_time_s`).
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pandas as pd
 
+from analysis import columns
+from analysis.columns import Columns, Readings
 from loadgen import rundir
+from loadgen.errors import RunDirError
 from loadgen.types import BoardState, Domain, Floats, Reading, Record, ServerSample
 
-_INSTANTS = ("demand_s", "due_s", "sent_s", "first_s", "done_s")
-_NUMBERS = (*_INSTANTS, "prompt_tokens", "output_tokens", "http_status")
-_OBJECTS = ("chunk_s", "chunk_tokens", "server_times", "tokens_from", "finish_reason", "status", "error")
-_COLUMNS = ("id", "phase", "block", *_NUMBERS, *_OBJECTS, "worker")
+_COLUMNS = (
+    *("id", "phase", "block", *columns.RECORD_NUMBERS, *columns.RECORD_LISTS, "server_times"),
+    *("tokens_from", "finish_reason", "status", "error", "worker"),
+)
+_BATCH = 10_000
 
 Sampled = TypeVar("Sampled", BoardState, ServerSample)
 
@@ -31,13 +35,53 @@ class Series:
     """The readings of one domain, in time order.
 
     ``t_s``: instants (n,), run time. ``value``: (n,), cumulative joules when
-    ``cumulative``, else watts.
+    ``cumulative``, else watts. ``combs``: what `analysis.energy` found out about a counter's
+    publications, so as to seek them once.
     """
 
     domain: Domain
     t_s: Floats
     value: Floats
     cumulative: bool
+    combs: dict[int, tuple[float, float] | None] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+
+class PlanRows(Sequence[Mapping[str, Any]]):
+    """The rows of ``plan.jsonl``, kept as a table: ``frame``, a missing number NaN."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> PlanRows: ...
+
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | PlanRows:
+        if isinstance(place, slice):
+            return PlanRows(self.frame.iloc[place])
+        return next(iter(PlanRows(self.frame.iloc[[place]])))
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for begin in range(0, len(self.frame), _BATCH):
+            part = self.frame.iloc[begin : begin + _BATCH]
+            values = [_plain(part[name]) for name in part]
+            names = list(map(str, part))
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _plain(column: pd.Series[Any]) -> list[Any]:
+    """A column's values as JSON has them."""
+    if column.dtype != np.float64:
+        return list(column.tolist())
+    kind = int if str(column.name).endswith("_tokens") else float
+    return [None if np.isnan(value) else kind(value) for value in column.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +89,7 @@ class Run:
     """Everything known about one run.
 
     ``requests`` and ``warmups``: one row per record (measured and warm-up
-    phase), columns as the fields of `Record`, a missing number is NaN, instants
+    phase), columns as the fields of `Record`, a missing number is NaN, a missing text None, instants
     in seconds from the first measured due time. ``boards`` and ``metrics``: one row
     per `BoardState` and `ServerSample`, likewise. ``plan``: rows of
     ``plan.jsonl``. ``planned``: measured requests planned; ``missing``: those
@@ -65,6 +109,7 @@ class Run:
     end_s: float | None
     boards: pd.DataFrame
     metrics: pd.DataFrame
+    _kept: dict[str, pd.DataFrame] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -80,8 +125,23 @@ class Run:
 
     @property
     def ok(self) -> pd.DataFrame:
-        """The successful requests, the only ones in any success figure."""
-        return self.requests[self.requests["status"] == "ok"]
+        """The successful requests, the only ones in any success figure; not to be written to."""
+        if "ok" not in self._kept:
+            self._kept["ok"] = self.requests[self.requests["status"] == "ok"]
+        return self._kept["ok"]
+
+    @property
+    def due_s(self) -> Floats:
+        """Planned due times of the measured requests, (n,); empty where there is no timetable."""
+        rows = self.timetable
+        due_s: Floats = rows.loc[rows["phase"] != "warmup", "due_s"].to_numpy(dtype=np.float64)
+        known: Floats = due_s[~np.isnan(due_s)]
+        return known
+
+    @property
+    def timetable(self) -> pd.DataFrame:
+        """The plan as a table, a row a planned request, warm-ups too; a missing number is NaN."""
+        return _plan_rows(self.plan).frame
 
     @property
     def power(self) -> Mapping[str, Any]:
@@ -98,12 +158,12 @@ class Run:
 def load_run(path: Path | str) -> Run:
     """Reads a run directory. Raises RunDirError when it is none or is damaged."""
     path = Path(path)
-    return build_run(
+    return _run(
         path,
         rundir.read_manifest(path),
-        rundir.read_records(path),
-        rundir.each_reading(path),
-        rundir.read_plan(path),
+        columns.read_requests(path),
+        columns.each_readings(path),
+        PlanRows(_table(columns.read_plan(path))),
         rundir.read_board_states(path),
         rundir.read_server_samples(path),
     )
@@ -119,20 +179,37 @@ def build_run(
     samples: Sequence[ServerSample] = (),
 ) -> Run:
     """A run from its parts; every part but the manifest may be empty or cut short."""
-    requests = _frame([r for r in records if r.phase != "warmup"])
-    warmups = _frame([r for r in records if r.phase == "warmup"])
+    names = [f.name for f in fields(Record)]
+    rows = [{name: getattr(record, name) for name in names} for record in records]
+    made = columns.request_columns(rows, {})
+    return _run(path, manifest, made, _batched(readings), _plan_rows(plan), states, samples)
+
+
+def _run(
+    path: Path,
+    manifest: Mapping[str, Any],
+    records: Columns,
+    readings: Iterable[Readings],
+    plan: PlanRows,
+    states: Sequence[BoardState],
+    samples: Sequence[ServerSample],
+) -> Run:
+    warm = records["phase"] == "warmup"
+    requests, warmups = (_table({name: records[name][rows] for name in _COLUMNS}) for rows in (~warm, warm))
     counted = (manifest.get("counts") or {}).get("planned")
-    in_plan = sum(row.get("phase") != "warmup" for row in plan)
+    in_plan = int(np.count_nonzero(plan.frame["phase"] != "warmup"))
     planned = int(counted) if counted is not None else (in_plan or len(requests))
-    sidecars = manifest.get("sidecars") or ()
-    clock_of = {name: row["clock"] for row in sidecars for d in row["domains"] for name in (d, _board(d))}
-    scraper = next((row["clock"] for row in sidecars if row["metrics"]), None)
+    try:
+        domains, clock_of, scraper = _declared(manifest)
+    except (LookupError, TypeError, AttributeError) as exc:
+        where = path / "run.json"
+        raise RunDirError(f"{where}: power.domains or sidecars: not as format 1 has them: {exc!r}") from exc
     return Run(
         path=path,
         manifest=manifest,
         requests=requests,
         warmups=warmups,
-        series=_series(manifest, readings, clock_of),
+        series=_series(domains, readings, clock_of),
         plan=plan,
         planned=planned,
         missing=planned - requests["id"].nunique(),
@@ -141,6 +218,34 @@ def build_run(
         boards=_samples(BoardState, [_on_time(s, clock_of.get(s.domain)) for s in states]),
         metrics=_samples(ServerSample, [_on_time(s, scraper) for s in samples]),
     )
+
+
+def _declared(
+    manifest: Mapping[str, Any],
+) -> tuple[list[Domain], dict[str, Mapping[str, Any]], Mapping[str, Any] | None]:
+    """What was read; the clock of each domain and board that a sidecar read; that of the metrics."""
+    known = [f.name for f in fields(Domain)]
+    rows = (manifest.get("power") or {}).get("domains") or ()
+    domains = [Domain(**{key: row[key] for key in known if key in row}) for row in rows]
+    sidecars = manifest.get("sidecars") or ()
+    clock_of = {name: row["clock"] for row in sidecars for d in row["domains"] for name in (d, _board(d))}
+    return domains, clock_of, next((row["clock"] for row in sidecars if row["metrics"]), None)
+
+
+def _plan_rows(plan: Sequence[Mapping[str, Any]]) -> PlanRows:
+    return plan if isinstance(plan, PlanRows) else PlanRows(_table(columns.plan_columns(plan)))
+
+
+def _batched(readings: Iterable[Reading]) -> Iterator[Readings]:
+    names, left = [f.name for f in fields(Reading)], iter(readings)
+    while rows := [{name: getattr(r, name) for name in names} for r in islice(left, _BATCH)]:
+        yield columns.reading_columns(rows)
+
+
+def _table(of: Columns) -> pd.DataFrame:
+    """Without copying, and without pandas' own idea of text: what is missing stays None."""
+    kept = {name: pd.Series(c, dtype=c.dtype, copy=False) for name, c in of.items()}
+    return pd.DataFrame(kept, copy=False)
 
 
 def _board(domain: str) -> str:
@@ -179,19 +284,6 @@ def _samples(kind: type[Any], rows: Sequence[Any]) -> pd.DataFrame:
     )
 
 
-def _frame(records: Sequence[Record]) -> pd.DataFrame:
-    names = [f.name for f in fields(Record)]
-    columns: dict[str, Any] = {name: [getattr(r, name) for r in records] for name in names}
-    for name in _NUMBERS:
-        columns[name] = np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float64)
-    for name in _OBJECTS:
-        column = np.empty(len(records), dtype=object)
-        for i, value in enumerate(columns[name]):  # one by one: equal-length tuples would become a matrix
-            column[i] = value
-        columns[name] = column
-    return pd.DataFrame({name: columns[name] for name in _COLUMNS})
-
-
 def _end_s(manifest: Mapping[str, Any], requests: pd.DataFrame) -> float | None:
     sealed = (manifest.get("window") or {}).get("end_s")
     if sealed is not None:
@@ -201,24 +293,23 @@ def _end_s(manifest: Mapping[str, Any], requests: pd.DataFrame) -> float | None:
 
 
 def _series(
-    manifest: Mapping[str, Any], readings: Iterable[Reading], clock_of: Mapping[str, Mapping[str, Any]]
+    domains: Sequence[Domain], readings: Iterable[Readings], clock_of: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Series]:
-    known = [f.name for f in fields(Domain)]
-    declared = (manifest.get("power") or {}).get("domains") or ()
-    domains = [Domain(**{key: row[key] for key in known if key in row}) for row in declared]
-    # By domain, and whether cumulative: instants and values. Numbers only, for runs of a day.
-    taken = {d.name: {kind: (array("d"), array("d")) for kind in (True, False)} for d in domains}
-    for reading in readings:
-        shown = reading.power_w if reading.energy_j is None else reading.energy_j
-        if reading.domain in taken and shown is not None:  # an undeclared one has no method, hence no label
-            instants, values = taken[reading.domain][reading.energy_j is not None]
-            instants.append(reading.t_s)
-            values.append(shown)
+    # An undeclared domain has no method, hence no label, and is left out.
+    code_of = {domain.name: code for code, domain in enumerate(domains)}
+    taken: list[dict[bool, list[tuple[Floats, Floats]]]] = [{True: [], False: []} for _ in domains]
+    for batch in readings:
+        codes = np.fromiter((code_of.get(name, -1) for name in batch.domain), np.int64, len(batch.domain))
+        for code, parts in enumerate(taken):
+            for cumulative, kept in parts.items():
+                rows = (codes == code) & (batch.joules == cumulative)
+                if rows.any():
+                    kept.append((batch.t_s[rows], batch.value[rows]))
     found = {}
-    for domain in domains:
-        kinds = taken[domain.name]
-        cumulative = len(kinds[True][0]) > 0
-        t_s, value = (np.array(column, dtype=np.float64) for column in kinds[cumulative])
+    for domain, parts in zip(domains, taken, strict=True):
+        cumulative = bool(parts[True])
+        kept = parts[cumulative] or [(np.empty(0), np.empty(0))]
+        t_s, value = (np.concatenate(column) for column in zip(*kept, strict=True))
         t_s = run_time_s(t_s, clock_of.get(domain.name))
         order = np.argsort(t_s, kind="stable")
         found[domain.name] = Series(domain, t_s[order], value[order], cumulative)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.absent import without_intervals
 from loadgen.types import STATUSES
 
 _WIDE = 110
@@ -45,16 +46,16 @@ _ENERGIES = (
 
 def render(summary: Mapping[str, Any], console: Console) -> None:
     """Prints what `analysis.summary.summarize` returned. Colours only where the console has them."""
-    _header(summary, console)
+    header(summary, console)
     _requests(summary, console)
     _latency(summary, console)
     _energy(summary, console)
     _sources(summary, console)
-    if summary["blocks"]["reason"] is not None:
-        _line(console, "", f"No 95 % intervals: {summary['blocks']['reason']}.", "dim")
+    for sentence in without_intervals(summary):
+        line(console, "", sentence, "dim")
     for warning in summary["warnings"]:
-        _line(console, "warning ", warning, "yellow")
-    _verdict(summary, console)
+        line(console, "warning ", warning, "yellow")
+    verdict(summary, console)
 
 
 def quantity(value: float | None, unit: str, *, digits: int = 3) -> str:
@@ -102,17 +103,18 @@ def _prefix(value: float, unit: str) -> tuple[float, str]:
     return next(((s, p) for s, p in _PREFIXES if abs(value) >= 0.9995 * s), _PREFIXES[-1])
 
 
-def _line(console: Console, label: str, text: str, style: str = "") -> None:
+def line(console: Console, label: str, text: str, style: str = "") -> None:
     """A bold label and its text, continued under the text's beginning."""
     width = max(20, console.width - len(label))
     rows = textwrap.wrap(text, width, break_on_hyphens=False, drop_whitespace=True) or [""]
     for i, row in enumerate(rows):
-        line = Text(label if i == 0 else " " * len(label), style=f"bold {style}".strip())
-        line.append(Text(row, style=style if not label.strip() or style == "red" else "not bold"))
-        console.print(line, highlight=False)
+        shown = Text(label if i == 0 else " " * len(label), style=f"bold {style}".strip())
+        shown.append(Text(row, style=style if not label.strip() or style == "red" else "not bold"))
+        console.print(shown, highlight=False)
 
 
-def _header(summary: Mapping[str, Any], console: Console) -> None:
+def header(summary: Mapping[str, Any], console: Console) -> None:
+    """The run's name, its model, board and server."""
     server = summary.get("server") or {}
     shards = server.get("shards") or 1
     gpu = server.get("gpu") and f"{f'{shards} x ' if shards > 1 else ''}{server['gpu']}"
@@ -124,12 +126,12 @@ def _header(summary: Mapping[str, Any], console: Console) -> None:
     where = between.join(str(part) for part in (server.get("model"), board) if part)
     about = [where] if where else []
     like = "" if server.get("dialect") in (None, "tgi") else f" {server['dialect']}"
-    about += [f"{kind}{like} server" if kind else "unknown server", f"{summary.get('protocol')} protocol"]
-    about.append(f"{summary.get('clock')} clock")
+    about.append(f"{kind}{like} server" if kind else "unknown server")
+    about += [f"{summary.get(key) or 'unknown'} {key}" for key in ("protocol", "clock")]
     console.print()
-    _line(console, f"{summary['name']}  ", ", ".join(about))
+    line(console, f"{summary['name']}  ", ", ".join(about))
     if server.get("url"):
-        _line(console, "url       ", str(server["url"]))
+        line(console, "url       ", str(server["url"]))
 
 
 def _requests(summary: Mapping[str, Any], console: Console) -> None:
@@ -139,10 +141,10 @@ def _requests(summary: Mapping[str, Any], console: Console) -> None:
         counts.append(f"{requests['missing']:,} missing")
     ratio = requests["success_ratio"]["value"]
     share = "" if ratio is None else f" ({_percent(ratio)} succeeded)"
-    _line(console, "requests  ", f"{requests['planned']:,} planned: " + ", ".join(counts) + share)
+    line(console, "requests  ", f"{requests['planned']:,} planned: " + ", ".join(counts) + share)
     for cause, count in list(requests["errors"].items())[:3]:
         shown = cause if len(cause) <= console.width - 22 else f"{cause[: console.width - 25]}..."
-        _line(console, "          ", f"{count:,} x {shown}", "red")
+        line(console, "          ", f"{count:,} x {shown}", "red")
     parts = []
     if rate["offered_rps"]["value"] is not None:
         parts.append(f"offered {number(rate['offered_rps']['value'])}/s")
@@ -152,29 +154,34 @@ def _requests(summary: Mapping[str, Any], console: Console) -> None:
         parts.append(f"{number(rate['in_flight_mean']['value'])} in flight")
     if summary["window_s"] is not None:
         parts.append(f"window {quantity(summary['window_s'], 's', digits=4)}")
-    _line(console, "rate      ", ", ".join(parts) or "-")
+    line(console, "rate      ", ", ".join(parts) or "-")
     late = summary["lateness_s"]
     if late is None:
         text = summary["lateness_reason"]
     else:
         text = ", ".join(f"{key} {quantity(late[key], 's')}" for key in ("p50", "p99", "max"))
         text += f" - {summary['lateness_reason']}" if summary["lateness_reason"] else ""
-    _line(console, "lateness  ", text)
+    line(console, "lateness  ", text)
     tokens = summary["tokens"]
     if tokens["output"] is not None:
         per_s = tokens["output_tokens_per_s"]["value"]
         origin = ", ".join(f"{n:,} from {who}" for who, n in tokens["from"].items())
         text = f"{tokens['output']:,} out, {number(per_s)} tokens/s" if per_s is not None else "-"
         text = (f"{tokens['input']:,} in, " if tokens["input"] is not None else "") + text
-        _line(console, "tokens    ", f"{text} (counts of replies: {origin})")
+        line(console, "tokens    ", f"{text} (counts of replies: {origin})")
     good = summary["goodput"]
     if good is not None:
         limits = ", ".join(
             f"{name.removesuffix('_s')} {quantity(limit, 's')}" for name, limit in good["slo"].items()
         )
         value, per_s = good["ratio"]["value"], good["rps"]["value"]
-        text = "-" if value is None or per_s is None else f"{_percent(value)}, {number(per_s)}/s"
-        _line(console, "goodput   ", f"{text} within {limits}")
+        if value is None or per_s is None:
+            text = f"- ({good['ratio']['method'].removeprefix('unavailable: ')})"
+        else:
+            ends = [good["ratio"][end] for end in ("low", "high")]
+            spread = "" if None in ends else f" [{', '.join(_percent(end) for end in ends)}]"
+            text = f"{_percent(value)}{spread} of {good['ratio']['n']:,} records, {number(per_s)}/s"
+        line(console, "goodput   ", f"{text} within {limits}")
 
 
 def _latency(summary: Mapping[str, Any], console: Console) -> None:
@@ -182,7 +189,7 @@ def _latency(summary: Mapping[str, Any], console: Console) -> None:
     columns = ("mean", "p50", "p90", "p95", "p99") if wide else ("p50", "p90", "p99")
     rows = [(label, summary["latency"][key]) for key, label in _LATENCIES]
     if not any(row["n"] for _, row in rows):
-        _line(console, "latency   ", "- (no request succeeded)")
+        line(console, "latency   ", "- (no request succeeded)")
         return
     table = _table("latency")
     table.add_column("unit")
@@ -214,7 +221,7 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
     energy = summary["energy"]
     shown = [p for p in ("gpu", "cpu", "ram") if p in energy and energy[p]["label"] != "unavailable"]
     if "gpu" not in shown:
-        _line(console, "GPU energy  ", f"unavailable: {energy['reason']}", "yellow")
+        line(console, "GPU energy  ", f"unavailable: {energy['reason']}", "yellow")
     if not shown:
         return
     table = _table("energy")
@@ -243,7 +250,7 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
         for name, joules in (energy.get("apart") or {}).items()
     ]
     if apart:
-        _line(console, "in no sum  ", ", ".join(apart))
+        line(console, "in no sum  ", ", ".join(apart))
 
 
 def _sources(summary: Mapping[str, Any], console: Console) -> None:
@@ -261,9 +268,9 @@ def _sources(summary: Mapping[str, Any], console: Console) -> None:
             text += f", {_percent(found['coverage'])} of the window covered"
         if found["bound_j"] is None:
             text += f"; no bound: {found['bound_reason']}"
-        _line(console, f"{part.upper():<10}", text)
+        line(console, f"{part.upper():<10}", text)
     for row in summary["sidecars"] or ():
-        _line(console, "sidecar   ", _sidecar(row))
+        line(console, "sidecar   ", _sidecar(row))
 
 
 def _sidecar(row: Mapping[str, Any]) -> str:
@@ -310,10 +317,11 @@ def _percent(share: float) -> str:
     return "100 %"
 
 
-def _verdict(summary: Mapping[str, Any], console: Console) -> None:
+def verdict(summary: Mapping[str, Any], console: Console) -> None:
+    """Valid, or why not."""
     if summary["valid"]:
-        _line(console, "valid", "", "green")
+        line(console, "valid", "", "green")
         return
-    _line(console, "INVALID", "", "red")
+    line(console, "INVALID", "", "red")
     for reason in summary["reasons"]:
-        _line(console, "  - ", reason, "red")
+        line(console, "  - ", reason, "red")

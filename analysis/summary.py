@@ -49,6 +49,7 @@ import numpy as np
 
 from analysis import energy, floor, latency, lint, stats
 from analysis.energy import Part, PartEnergy
+from analysis.goodput import goodput
 from analysis.run import Run
 from analysis.stats import Blocks
 from loadgen.physics.hardware import Gpu
@@ -82,7 +83,7 @@ def summarize(run: Run) -> dict[str, Any]:
         **_lateness(run),
         "latency": _latency(run, blocks),
         "tokens": _tokens(run, blocks),
-        "goodput": _goodput(run, blocks),
+        "goodput": goodput(run, blocks),
         "energy": _energy(run, parts, blocks),
         "sidecars": _sidecars(run),
     }
@@ -91,10 +92,21 @@ def summarize(run: Run) -> dict[str, Any]:
 
 
 def blocks_of(run: Run) -> Blocks:
-    """The joint time blocks of a run's window (see `analysis.stats.choose_blocks`)."""
-    e2e_s = (run.ok["done_s"] - run.ok["sent_s"]).dropna().to_numpy(dtype=np.float64)
+    """The joint time blocks of a run's window (see `analysis.stats.choose_blocks`).
+
+    As long as the slowest power series needs, if that leaves enough of them; otherwise the
+    energy alone has no intervals.
+    """
+    e2e_s = _column(run, "done_s", ok=True) - _column(run, "sent_s", ok=True)
     due_s = run.requests["due_s"].dropna().to_numpy(dtype=np.float64)
-    return stats.choose_blocks(0.0, run.end_s or 0.0, due_s, e2e_s, run.period_s)
+    window = (0.0, run.end_s or 0.0, due_s, e2e_s[~np.isnan(e2e_s)], run.period_s)
+    blocks = stats.choose_blocks(*window)
+    updates_s = [energy.update_of(series, run.period_s) for series in run.series.values()]
+    slowest_s = max((u for u in updates_s if u is not None), default=0.0)
+    if slowest_s <= blocks.length_s:
+        return blocks
+    longer = stats.choose_blocks(*window, update_s=slowest_s)
+    return blocks if longer.waves is None else longer
 
 
 def _plain(value: Any) -> Any:
@@ -109,38 +121,34 @@ def _plain(value: Any) -> Any:
 
 
 def _column(run: Run, name: str, *, ok: bool = False) -> Floats:
-    frame = run.ok if ok else run.requests
-    return frame[name].to_numpy(dtype=np.float64)
+    values: Floats = run.requests[name].to_numpy(dtype=np.float64)
+    return values[run.requests["status"] == "ok"] if ok else values
 
 
 def _requests(run: Run, blocks: Blocks) -> dict[str, Any]:
-    statuses = Counter(run.requests["status"])
+    statuses = run.requests["status"].value_counts()
     n = len(run.requests)
     index = blocks.index(_column(run, "due_s"))
     succeeded = np.asarray(run.requests["status"] == "ok", dtype=np.float64)
-    causes = Counter(
-        str(error or status)
-        for status, error in zip(run.requests["status"], run.requests["error"], strict=True)
-        if status != "ok"
-    )
+    failures = run.requests.loc[run.requests["status"] != "ok", ["status", "error"]]
+    causes = Counter(str(error or status) for status, error in failures.itertuples(index=False))
     what = "successful requests / records"
-    ratio = stats.ratio(blocks.sums(succeeded, index), blocks.counts(index), blocks, "1", n, what)
+    ratio = stats.share(blocks.sums(succeeded, index), blocks.counts(index), blocks, what)
     return {
         "planned": run.planned,
         "records": n,
         "missing": run.missing,
-        **{status: statuses.get(status, 0) for status in STATUSES},
+        **{status: int(statuses.get(status, 0)) for status in STATUSES},
         "success_ratio": ratio,
         "errors": dict(causes.most_common(TOP_CAUSES)),
     }
 
 
 def _rate(run: Run, blocks: Blocks) -> dict[str, Any]:
-    planned = [row.get("due_s") for row in run.plan if row.get("phase") != "warmup"]
-    due_s = np.array([t for t in planned if t is not None], dtype=np.float64)
+    due_s = run.due_s
     if not len(due_s):
         due_s = _column(run, "due_s")
-    n_ok = len(run.ok)
+    n_ok = int(np.count_nonzero(run.requests["status"] == "ok"))
     if run.closed_loop:
         offered = stats.missing("1/s", "closed loop: nothing is offered at a rate of its own")
     elif len(due_s) < 2 or due_s.max() == due_s.min():
@@ -211,41 +219,8 @@ def _tokens(run: Run, blocks: Blocks) -> dict[str, Any]:
     return {
         "input": int(np.nansum(prompt)) if not np.isnan(prompt).all() else None,
         "output": int(per_block.sum()) if known else None,
-        "from": dict(Counter(run.ok["tokens_from"].dropna())),
+        "from": dict(Counter(run.requests.loc[run.requests["status"] == "ok", "tokens_from"].dropna())),
         "output_tokens_per_s": rate,
-    }
-
-
-def _goodput(run: Run, blocks: Blocks) -> dict[str, Any] | None:
-    """Requests that met every limit of the SLO, over all records (a failure never meets it)."""
-    limits_s = {
-        key: float(limit) for key, limit in (run.manifest.get("slo") or {}).items() if limit is not None
-    }
-    if not limits_s or not run.end_s:
-        return None
-    ok = run.ok
-    sent_s, first_s, done_s = (
-        ok[name].to_numpy(dtype=np.float64) for name in ("sent_s", "first_s", "done_s")
-    )
-    tokens = ok["output_tokens"].to_numpy(dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot_s = (done_s - first_s) / (tokens - 1)
-    values = {
-        "ttft_s": first_s - sent_s,
-        "e2e_s": done_s - sent_s,
-        "tpot_s": np.where(tokens <= 1, 0.0, tpot_s),  # one token has no gap to be slow in
-    }
-    met = np.ones(len(ok), dtype=bool)
-    for name, limit_s in limits_s.items():
-        met &= values[name] <= limit_s  # a missing stamp compares false: not met
-    met_per_block = blocks.sums(met.astype(np.float64), blocks.index(_column(run, "due_s", ok=True)))
-    all_per_block = blocks.counts(blocks.index(_column(run, "due_s")))
-    n = len(run.requests)
-    durations = np.diff(blocks.edges_s)
-    return {
-        "slo": limits_s,
-        "ratio": stats.ratio(met_per_block, all_per_block, blocks, "1", n, "within the SLO / records"),
-        "rps": stats.ratio(met_per_block, durations, blocks, "1/s", n, "within the SLO / window"),
     }
 
 

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import sys
+import webbrowser
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from loadgen.config import Tree, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
 from loadgen.scenario_file import find_scenario, validate
+from loadgen.verbs import service
 from loadgen.verbs.parser import USAGE, parse_arguments
 
 if TYPE_CHECKING:
@@ -166,10 +168,55 @@ def _summary(args: argparse.Namespace) -> int:
     return _verdict(summary, conditions)
 
 
+def _analyze(args: argparse.Namespace) -> int:
+    from analysis.study.analyze import analyze, options_of
+
+    options = options_of(args, service.given(args))
+    valid = analyze(args.run, options, as_json=args.json, directory=args.export, formats=args.format)
+    return OK if valid else INVALID
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from analysis.compare.view import report
+
+    valid = report(
+        args.runs,
+        args.groups,
+        tolerance=args.tolerance,
+        as_json=args.json,
+        figure=args.figure,
+        metric=args.metric,
+    )
+    return OK if valid else INVALID
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from analysis.fit.view import report
+
+    report(args.runs, output=args.output, figure=args.figure, as_json=args.json)
+    return OK
+
+
+def _page(args: argparse.Namespace) -> int:
+    from analysis.report.document import report
+    from analysis.study.analyze import options_of
+
+    made = report(args.runs, options_of(args, service.given(args)), output=args.output, figures=args.figures)
+    print(made.file)
+    if args.open:
+        webbrowser.open(made.file.resolve().as_uri())
+    return OK if made.valid else INVALID
+
+
 def _lint(args: argparse.Namespace) -> int:
     from analysis.claims.view import report
+    from analysis.lint.view import report_run
 
-    return OK if report(args.claim, as_json=args.json) else INVALID
+    if args.claim is not None:
+        possible = report(args.claim, as_json=args.json)
+    else:
+        possible = report_run(args.run, as_json=args.json, strict=args.strict)
+    return OK if possible else INVALID
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -225,6 +272,10 @@ GO = {
     "run": _run,
     "check": _check,
     "summary": _summary,
+    "analyze": _analyze,
+    "report": _page,
+    "compare": _compare,
+    "fit": _fit,
     "lint": _lint,
     "serve": _serve,
     "doctor": _doctor,

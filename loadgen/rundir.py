@@ -236,12 +236,19 @@ def _rows(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
             yield item
 
 
+def record_files(path: Path) -> list[Path]:
+    """``requests.jsonl`` and its shards ``requests.K.jsonl`` by K, as far as they are there."""
+    shards = [file for file in path.glob("requests.*.jsonl") if file.name.split(".")[1].isdecimal()]
+    whole = path / "requests.jsonl"
+    return [whole] * whole.exists() + sorted(shards, key=lambda file: int(file.name.split(".")[1]))
+
+
 def read_records(path: Path) -> list[Record]:
     """All records of a run (every shard, every phase), in file order.
 
     Raises RunDirError for a damaged line other than a cut-off last one.
     """
-    return [record for file in sorted(path.glob("requests*.jsonl")) for record in _rows(file, _record)]
+    return [record for file in record_files(path) for record in _rows(file, _record)]
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -314,11 +314,13 @@ class TracePrompts(Prompts):
 
 
 class Slo(Section):
-    """Limits a good request keeps, all at once. Seconds."""
+    """Limits a good request keeps, all at once. Seconds; from sending, or as a user feels it from due."""
 
     ttft_s: Positive | None = None
+    ttft_from_due_s: Positive | None = None
     tpot_s: Positive | None = None
     e2e_s: Positive | None = None
+    e2e_from_due_s: Positive | None = None
 
 
 # The extension points: a pattern or source is one class here (its keys, checked) that builds one

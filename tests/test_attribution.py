@@ -1,11 +1,9 @@
-"""Attribution: laws that hold for every method, inferred steps, known constants, and the oracle."""
+"""Attribution: laws that hold for every method, known constants, the oracle, refusals."""
 
 from __future__ import annotations
 
 import ast
 from dataclasses import asdict, replace
-from functools import cache
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,101 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_runs import COUNTER, constant, failed, lattice, record, run_of
+from simulated_runs import DENSITIES, DEPLOYMENT, SERVER, busy, l1, simulated, total_j, true_costs
 
 from analysis import energy
-from analysis.attribution import METHODS, WHOLE, Attributed, Attribution, AttributionError
-from analysis.attribution.activity import Activity, activity
-from analysis.attribution.shapley import truth
-from analysis.attribution.slices import cut
-from analysis.attribution.weights import TERMS, row_terms, weights_of
+from analysis.attribution import METHODS, WHOLE, Attribution, AttributionError
+from analysis.attribution.activity import activity
+from analysis.attribution.weights import TERMS, weights_of
 from analysis.run import Run, build_run
-from loadgen.launch import Launch
-from loadgen.server.deployment import Deployment
-from loadgen.server.engine import Sequence
-from loadgen.server.gpu import Board
-from loadgen.types import Domain, Reading, Record, ServerSample, Step
-
-DEPLOYMENT = Deployment(Launch(model="llama-3.1-8b", gpu="h100-sxm", dtype="bfloat16"))
-SERVER = {"kind": "embedded", "model": "llama-3.1-8b", "gpu": "h100-sxm", "dtype": "bfloat16", "shards": 1}
-BASELINE_S = 2.0
-DENSITIES = [m for m in METHODS if m not in WHOLE]
-
-
-def simulated(sent_s: np.ndarray, prompts: np.ndarray, replies: np.ndarray) -> tuple[Run, list[Step]]:
-    """A run over the engine, no network between: what its client saw, what its board published, its steps."""
-    engine, board = DEPLOYMENT.engine(), Board(DEPLOYMENT.gpu, -BASELINE_S)
-    waiting = [
-        (float(t), Sequence(k, int(p), int(g), int(g)))
-        for k, (t, p, g) in enumerate(zip(sent_s, prompts, replies, strict=True))
-    ]
-    stamps: dict[int, list[float]] = {s.id: [] for _, s in waiting}
-    readings: list[Reading] = []
-    steps: list[Step] = []
-    read_s, now_s = -BASELINE_S, 0.0
-
-    def look(until_s: float) -> None:
-        nonlocal read_s
-        while read_s < until_s:
-            readings.append(Reading(read_s, "gpu0", energy_j=board.published(read_s).energy_j))
-            read_s += 0.1
-
-    while waiting or engine.batch_size or engine.queue_size:
-        while waiting and waiting[0][0] <= now_s:
-            engine.submit(waiting[0][1], waiting.pop(0)[0])
-        work = engine.start_step(now_s)
-        if work is None:
-            look(waiting[0][0])
-            now_s = waiting[0][0]
-            continue
-        joules = board.busy(now_s, work.duration_s, work.power_w)
-        steps.append(Step(now_s, work.duration_s, joules, work.rows))
-        now_s += work.duration_s
-        for sequence, _, _ in engine.finish_step(now_s):
-            stamps[sequence.id].append(now_s)
-        look(now_s)
-    look(now_s + BASELINE_S)
-    records = [
-        record(
-            k,
-            float(t),
-            first_s=stamps[k][0],
-            done_s=stamps[k][-1],
-            chunk_s=tuple(stamps[k]),
-            chunk_tokens=(1,) * len(stamps[k]),
-            prompt_tokens=int(p),
-            output_tokens=len(stamps[k]),
-        )
-        for k, (t, p) in enumerate(zip(sent_s, prompts, strict=True))
-    ]
-    domain = Domain("gpu0", "simulated", None, "", 0.1)
-    run = run_of(records, readings, domains=(domain,), end_s=now_s, server=SERVER)
-    return run, steps
-
-
-@cache
-def busy() -> tuple[Run, list[Step]]:
-    """Half a minute of mixed requests, from one at a time to about forty."""
-    rng = np.random.default_rng(5)
-    n = 150
-    sent_s = np.sort(np.concatenate([rng.uniform(0, 12, 30), rng.uniform(12, 20, n - 30)]))
-    prompts = np.clip(np.exp(rng.normal(np.log(600), 0.9, n)), 20, 5000).astype(int)
-    replies = np.clip(np.exp(rng.normal(np.log(90), 0.8, n)), 1, 500).astype(int)
-    return simulated(sent_s, prompts, replies)
-
-
-def total_j(found: Attributed) -> float:
-    return float(found.requests["total_j"].sum()) + found.unattributed_j
-
-
-def l1(found: Attributed, true: pd.DataFrame) -> float:
-    off = found.requests["total_j"].sub(true["total_j"], fill_value=0.0).abs().sum()
-    return float(off / true["total_j"].sum())
-
-
-def true_costs(run: Run, steps: list[Step]) -> pd.DataFrame:
-    assert run.end_s is not None
-    return truth(steps, DEPLOYMENT.step_model, DEPLOYMENT.gpu.context_idle_w, 0.0, run.end_s)
-
+from loadgen.types import Domain, Reading, Record
 
 # Laws
 
@@ -208,150 +119,6 @@ def test_mean_and_marginal_are_the_formulas() -> None:
     marginal = Attribution(run, "marginal").window()
     assert marginal.unattributed_j == pytest.approx(118.0 * 20, rel=1e-6)
     assert marginal.requests["total_j"].sum() == pytest.approx(0.0, abs=1e-3)
-
-
-# Inferred steps
-
-
-def test_the_steps_are_those_of_the_engine() -> None:
-    run, steps = busy()
-    did = activity(run)
-    assert did.end_s == pytest.approx([s.start_s + s.duration_s for s in steps], abs=1e-9)
-    assert did.start_s == pytest.approx([s.start_s for s in steps], abs=1e-9)
-    rows = np.stack([did.step, did.request, did.prefill_tokens, did.decode_tokens, did.context_tokens])
-    ids = did.requests["id"].to_numpy()
-    seen = {(int(j), int(ids[int(i)]), n, d, c) for j, i, n, d, c in rows.T.tolist()}
-    ran = {(j, id, n, d, c if d else 0) for j, s in enumerate(steps) for id, n, d, c in s.sequences}
-    assert seen == ran
-
-
-def test_a_chunk_of_several_tokens_is_spread_over_the_steps_of_others() -> None:
-    fine = record(0, 0.0)
-    coarse = record(
-        1, 0.0, chunk_s=(fine.chunk_s[0], fine.chunk_s[5], fine.chunk_s[10]), chunk_tokens=(1, 5, 5)
-    )
-    did = activity(run_of([fine, coarse]))
-    mine = did.request == 1
-    assert len(did.end_s) == 11
-    assert did.decode_tokens[mine] == pytest.approx([0.0, *[1.0] * 10])
-    assert did.context_tokens[mine][1:] == pytest.approx(1200 + np.arange(10))
-
-
-def test_jitter_below_a_quarter_of_a_step_leaves_the_steps_as_they_are() -> None:
-    run, steps = busy()
-    rng = np.random.default_rng(2)
-    requests = run.requests.copy()
-    requests["chunk_s"] = [
-        tuple((np.array(c) + rng.uniform(0, 5e-4, len(c))).tolist()) for c in requests["chunk_s"]
-    ]
-    assert len(activity(replace(run, requests=requests)).end_s) == len(steps)
-
-
-def test_replies_without_stamps_decode_all_their_tokens_between_first_and_last() -> None:
-    bare = [record(k, 0.3 * k, chunk_s=(), chunk_tokens=(), done_s=0.3 * k + 2.0) for k in range(5)]
-    did = activity(run_of(bare))
-    tokens = np.bincount(did.request, did.decode_tokens)
-    assert tokens == pytest.approx(np.full(5, 10.0))
-    assert not did.stamped
-    assert np.all(np.diff(did.end_s) > 0) and np.all(did.start_s <= did.end_s)
-    whole = [record(0, 0.0, first_s=None, chunk_s=(), chunk_tokens=(), done_s=2.0)]
-    assert activity(run_of(whole)).decode_tokens.sum() == pytest.approx(10.0)
-
-
-def test_what_the_prefix_cache_had_is_not_computed() -> None:
-    run = run_of(lattice(4, 1.0))
-    samples = [
-        ServerSample(t, prompt_tokens=p, cached_tokens=c) for t, p, c in ((-1, 50, 10), (6, 4850, 3610))
-    ]
-    metrics = pd.DataFrame([asdict(s) for s in samples])
-    assert activity(run).prefill_tokens.sum() == 4 * 1200
-    did = activity(replace(run, metrics=metrics))
-    assert did.prefill_tokens.sum() == pytest.approx(4 * 1200 * 0.25)
-    assert did.context_tokens.max() == 1200 + 9
-    restarted = metrics.assign(cached_tokens=[10.0, 5.0])
-    assert activity(replace(run, metrics=restarted)).prefill_tokens.sum() == 4 * 1200
-
-
-# Tariffs against the games they share
-
-
-def one_step(prompts: tuple[int, ...], decoding: int) -> Activity:
-    n, p = len(prompts) + decoding, len(prompts)
-    fed = np.array([*prompts, *[0] * decoding], dtype=np.float64)
-    frame = pd.DataFrame({"id": range(n), "phase": "measure", "status": "ok", "seen": True})
-    return Activity(
-        frame,
-        np.zeros(1),
-        np.ones(1),
-        np.zeros(n, dtype=np.int64),
-        np.arange(n),
-        fed,
-        (fed == 0).astype(np.float64),
-        np.where(np.arange(n) < p, 0.0, 100.0),
-        True,
-    )
-
-
-@pytest.mark.parametrize(("prompts", "decoding"), [(0, 3), (0, 5), (1, 2), (1, 5), (2, 4), (3, 3), (2, 0)])
-def test_fixed_and_eager_costs_are_shared_as_their_games_are(prompts: int, decoding: int) -> None:
-    """Brute force over all orders: who is first pays the step, who makes it late pays that."""
-    rows, captured = prompts + decoding, 3
-    weights = replace(weights_of(busy()[0], 100.0), graph_rows=captured)  # type: ignore[type-var]
-    charged = row_terms(one_step((900,) * prompts, decoding), weights)
-    orders = list(permutations(range(rows)))
-    first, late, before = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-    for order in orders:
-        first[order[0]] += 1
-        for k, i in enumerate(order):
-            fed = [j < prompts for j in order[: k + 1]]
-            if any(fed) or fed.count(False) > captured:
-                late[i] += 1
-                break
-        for k, i in enumerate(order):
-            before[i] += not any(j < prompts for j in order[:k])
-    assert charged[:, 0] == pytest.approx(first / len(orders))
-    assert charged[:, 1] == pytest.approx(late / len(orders))
-    # A decode row costs a token of its own kind before the first prompt, else one of the prompts'.
-    alone = before[prompts:] / len(orders)
-    assert charged[prompts:, 2] == pytest.approx(alone)
-    assert charged[prompts:, 5] == pytest.approx(1.0 - alone)
-    assert charged[:prompts, 4].sum() + charged[:prompts, 5].sum() == pytest.approx(900.0 * prompts)
-
-
-def test_a_slice_of_several_forwards_charges_a_prompt_for_one_of_them() -> None:
-    step = one_step((900,), 2)
-    did = replace(step, decode_tokens=np.array([0.0, 5.0, 5.0]))
-    weights = weights_of(busy()[0], 100.0)
-    assert weights is not None
-    charged = row_terms(did, weights)
-    assert charged[:, 0].sum() == pytest.approx(5.0)
-    assert charged[1, 0] == pytest.approx(5.0 * charged[0, 0])
-    assert charged[:, 1].tolist() == pytest.approx([1.0, 0.0, 0.0])
-
-
-def test_a_slice_that_read_less_than_idle_leaves_nobody_with_less_than_nothing() -> None:
-    did = replace(one_step((900,), 1), start_s=np.array([0.2]), end_s=np.array([0.6]))
-    pieces = cut(did, np.array([0.0, 1.0, 2.0]))
-    powered = pieces.powered(np.array([[60.0, 130.0]]), np.array([120.0]), did.duration_s, np.array([7.0]))
-    joules = powered.length_s * (powered.idle_w + powered.active_w)
-    assert np.bincount(powered.slice, joules) == pytest.approx([60.0, 130.0])
-    assert powered.idle_w.min() >= 0.0 and powered.active_w.min() >= 0.0
-    assert powered.active_w.max() == 0.0
-    full = pieces.powered(np.array([[160.0, 130.0]]), np.array([120.0]), did.duration_s, np.array([7.0]))
-    assert float((full.active_w * full.length_s).sum()) == pytest.approx(40.0)
-
-
-def test_time_at_rest_power_goes_to_steps_by_how_long_they_are_expected_to_take() -> None:
-    two = one_step((900, 900), 0)
-    did = replace(
-        two, start_s=np.array([0.0, 0.5]), end_s=np.array([0.5, 1.0]), step=np.array([0, 1], dtype=np.int64)
-    )
-    pieces = cut(did, np.array([0.0, 1.0]))
-    powered = pieces.powered(
-        np.array([[200.0]]), np.array([100.0]), np.array([1.0, 3.0]), np.array([1.0, 1.0])
-    )
-    assert powered.idle_w * powered.length_s == pytest.approx([25.0, 75.0])
-    assert powered.active_w * powered.length_s == pytest.approx([50.0, 50.0])
 
 
 # Against the oracle
@@ -494,7 +261,7 @@ def _series(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def test_no_module_that_attributes_sees_what_only_the_embedded_server_knows() -> None:
     root = Path(__file__).resolve().parent.parent / "analysis" / "attribution"
-    for name in ("activity", "weights", "slices", "calibration", "shares"):
+    for name in ("activity", "chunks", "weights", "slices", "calibration", "shares"):
         tree = ast.parse((root / f"{name}.py").read_text(encoding="utf-8"))
         words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         words |= {

@@ -16,10 +16,10 @@ from analysis.claims import view as claim_view
 from analysis.claims.claim import KEYS, Range, parse_claim
 from analysis.claims.rules import judge
 from loadgen.errors import ConfigError
-from loadgen.lint_verb import add_verb
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.models import MODELS
+from loadgen.verbs.lint import add_verb
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from analysis.compare import CompareError, Comparison, compare
 from analysis.compare.table import render
 from analysis.compare.view import as_object, draw, report
 from analysis.run import Run
-from loadgen.compare_verb import add_verb
 from loadgen.errors import RunDirError
 from loadgen.types import Estimate
+from loadgen.verbs.compare import add_verb
 
 N = 240
 PROMPTS = np.random.default_rng(1).integers(200, 1800, N).tolist()

@@ -20,8 +20,8 @@ from analysis.fit.estimate import solve, tangled, tellable
 from analysis.fit.forms import FORMS
 from analysis.fit.sample import in_flight
 from analysis.run import Run
-from loadgen import fit_verb
 from loadgen.types import Reading, Record
+from loadgen.verbs import fit as fit_verb
 
 # The study's constants (arXiv 2601.22362): s, s/token; Wh as J.
 PREFILL = {"alpha": 3.18e-4, "beta": 1.17e-8, "gamma": 1.68e-2}

@@ -30,7 +30,6 @@ LAYERS: list[set[str]] = [
         "loadgen.scenario_file",
         "loadgen.scenario_power",
         "loadgen.overrides",
-        "loadgen.lint_verb",
         "loadgen.plan",
         "loadgen.rundir",
         "loadgen.provenance",
@@ -69,6 +68,7 @@ LAYERS: list[set[str]] = [
         "loadgen.sidecar.verb",
         "loadgen.sidecar.watch",
     },
+    {"loadgen.verbs"},
     {"loadgen.cli"},
     {"loadgen.__main__"},
 ]
@@ -82,7 +82,18 @@ ANALYSIS_MAY_IMPORT = (
     "loadgen.shaping",
     "loadgen.server.engine",
 )
-HEAVY = {"torch", "transformers", "diffusers", "ray", "pynvml", "matplotlib", "scipy", "tokenizers", "zeus"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "diffusers",
+    "ray",
+    "pynvml",
+    "matplotlib",
+    "scipy",
+    "tokenizers",
+    "zeus",
+    "pyarrow",
+}
 
 
 def module_name(path: Path) -> str:
@@ -107,6 +118,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
         for inner in ast.walk(node)
         if inner is not node
     }

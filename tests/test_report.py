@@ -24,13 +24,13 @@ from analysis.report.page import asset, html, inert, visible
 from analysis.report.sections.setup import scenario_yaml
 from analysis.report.words import certainty, difference, figure, share
 from analysis.run import Run, load_run
-from analysis.scale import Service
 from analysis.study import Options, study
+from analysis.study.scale import Service
 from analysis.summary import summarize
 from loadgen.errors import LoadgenError, RunDirError
 from loadgen.provenance import digest
-from loadgen.report_verb import add_verb
 from loadgen.scenario_file import load_scenario
+from loadgen.verbs.report import add_verb
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect", "line", "circle"}
 HOSTILE = (

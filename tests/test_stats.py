@@ -160,9 +160,15 @@ def test_intervals_do_not_depend_on_the_unit() -> None:
 @pytest.mark.parametrize(
     ("due", "latency", "window", "words"),
     [
-        (np.arange(30) * 1.0, np.full(30, 0.1), 30.0, "30 requests are too few"),
-        (np.arange(600) * 0.1, np.full(600, 10.0), 60.0, "too short, 60 s is 6 blocks of"),
-        (np.zeros(600), np.full(600, 0.1), 60.0, "arrivals fill only 1 of"),
+        (np.arange(30) * 1.0, np.full(30, 0.1), 30.0, "30 requests are too few; it takes at least about 80"),
+        (
+            np.arange(600) * 0.1,
+            np.full(600, 10.0),
+            60.0,
+            "6 time blocks of 10 s (a median latency), 40 are needed; it takes at least about 4,000",
+        ),
+        (np.zeros(600), np.full(600, 0.1), 60.0, "due at about the same time, which is one event"),
+        (np.arange(600) % 20 * 3.0, np.full(600, 0.1), 60.0, "arrived in only 20 of"),
         (np.zeros(0), np.zeros(0), 0.0, "window is empty"),
     ],
 )
@@ -214,7 +220,7 @@ def test_a_denominator_in_one_block_alone_bounds_no_ratio() -> None:
     found = stats.ratio(np.random.default_rng(1).exponential(1.0, blocks.count), once, blocks, "J", 3)
     assert found.value is not None
     assert found.low is None
-    assert "effective sample too small" in found.method
+    assert "is not told from 0" in found.method
 
 
 def test_10000_requests_and_520000_gaps_take_under_2_seconds() -> None:
@@ -233,3 +239,68 @@ def test_10000_requests_and_520000_gaps_take_under_2_seconds() -> None:
         stats.std(column, index, blocks, "s")
     stats.quantiles(gaps, gap_index, (0.5, 0.9, 0.95, 0.99), blocks, "s")
     assert time.process_time() - started < 2.0
+
+
+def test_a_median_on_the_edge_of_two_values_is_as_open_as_a_coin() -> None:
+    """The values above the larger of two do not vary, yet the next run's median may be the smaller one."""
+    blocks = _blocks(1000)
+    index = blocks.index(np.arange(1000.0))
+    values = np.random.default_rng(9).permutation(np.repeat([1.0, 2.0], [490, 510]))
+    (p50,) = stats.quantiles(values, index, [0.5], blocks, "s")
+    # 510 of 1,000: 0.63 standard deviations from half
+    assert (p50.low, p50.value, p50.high) == (1.0, 2.0, 2.0)
+    sure = np.random.default_rng(9).permutation(np.repeat([1.0, 2.0], [300, 700]))
+    (p50,) = stats.quantiles(sure, index, [0.5], blocks, "s")
+    assert (p50.low, p50.high) == (2.0, 2.0)
+
+
+def test_a_share_of_independent_values_has_the_binomial_interval() -> None:
+    rng = np.random.default_rng(12)
+    blocks = _blocks(2000)
+    index = blocks.index(np.arange(2000.0))
+    held, low, high = 0, [], []
+    for _ in range(300):
+        found = stats.share(blocks.counts(index[rng.random(2000) < 0.1]), blocks.counts(index), blocks, "x")
+        held += _holds(found, 0.1)
+        low.append(0.1 - (found.low or 0.0))
+        high.append((found.high or 1.0) - 0.1)
+    assert 0.92 <= held / 300 <= 0.98  # binomial standard deviation 1.3 %
+    half = 1.96 * (0.1 * 0.9 / 2000) ** 0.5
+    assert np.mean(low) == pytest.approx(half, rel=0.1)
+    assert np.mean(high) == pytest.approx(half, rel=0.1)
+
+
+def test_a_share_without_exceptions_or_with_few_says_so() -> None:
+    blocks = _blocks(600)
+    index = blocks.index(np.arange(600.0))
+    whole = blocks.counts(index)
+    every = stats.share(whole, whole, blocks, "successes / records")
+    assert (every.value, every.low) == (1.0, None)
+    assert "at most 0.5 % if its cases are independent" in every.method
+    few = stats.share(blocks.counts(index[3:]), whole, blocks, "successes / records")
+    assert few.low is None
+    assert "cases of the rarer outcome are only 3, 5 are needed; it takes at least about 1,000" in few.method
+    assert stats.share(0 * whole, 0 * whole, blocks, "x").value is None
+
+
+def test_the_run_that_an_interval_takes_is_stated_and_read_back() -> None:
+    assert (
+        stats.requests_needed("x; no interval: y; it takes at least about 23,000 requests at this load")
+        == 23_000
+    )
+    assert stats.requests_needed("no interval: the window is empty") is None
+    rng = np.random.default_rng(3)
+    values = _autocorrelated(rng, 8000, 0.98)
+    for n in (1000, 8000):
+        blocks = _blocks(n)
+        index = blocks.index(np.arange(n, dtype=float))
+        needed = stats.requests_needed(stats.mean(values[:n], index, blocks, "s").method)
+        # 32 independent stretches of (1 + 0.98) / (1 - 0.98) = 99 values each are 3,168
+        assert needed is None if n == 8000 else 1_000 < (needed or 0) < 10_000
+
+
+def test_nothing_of_the_counted_has_a_rate_of_zero_without_an_interval() -> None:
+    blocks = _blocks(600)
+    none = stats.ratio(np.zeros(blocks.count), np.diff(blocks.edges_s), blocks, "1/s", 0)
+    assert (none.value, none.low) == (0.0, None)
+    assert "never seen" in none.method

@@ -1,6 +1,7 @@
 """Whose energy it was: the energy of a window divided among its requests."""
 
 from analysis.attribution.shares import (
+    CLOSED,
     METHODS,
     PARTS,
     WHOLE,
@@ -14,6 +15,7 @@ __all__ = [
     "Attributed",
     "Attribution",
     "AttributionError",
+    "CLOSED",
     "METHODS",
     "Method",
     "PARTS",

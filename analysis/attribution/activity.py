@@ -12,8 +12,8 @@ From client records only; `analysis.attribution` turns it into shares of energy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +38,12 @@ class Activity:
     """Steps and their rows, instants in run time.
 
     ``requests``: one row per record that was sent, index 0..N-1: ``id``, ``phase``,
-    ``status``, ``seen`` (the client got a token of it). ``start_s``, ``end_s``: (S,), of the steps, in
-    order and disjoint; between them the server had nothing to do. ``step``,
+    ``status``, ``sent_s``, ``seen`` (the client got a token of it). ``start_s``, ``end_s``: (S,), of the
+    steps, in order and disjoint; between them the server had nothing to do. ``step``,
     ``request``: (R,), indices into both; ``prefill_tokens``, ``decode_tokens``: what the
     row computed, (R,); ``context_tokens``: cached before it, (R,). A step stands for
     several where stamps are missing; then a row may decode several tokens or part of one.
+    Prompts stand in the step of their first token (`analysis.attribution.chunks` spreads them).
     ``stamped``: most tokens have stamps of their own, so that the durations are those of steps.
     """
 
@@ -77,16 +78,17 @@ def activity(run: Run) -> Activity:
     records = records[records["sent_s"].notna()].sort_values("sent_s", kind="stable").reset_index(drop=True)
     prompt = _prompt_tokens(run, records)
     events = _events(records)
-    requests = records[["id", "phase", "status"]].assign(
+    requests = records[["id", "phase", "status", "sent_s"]].assign(
         seen=np.isin(np.arange(len(records)), events.request)
     )
-    end_s, event_step, before = _bunches(events)
-    rows, tokens, step = _spread(events, event_step, before)
+    end_s, event_step, step_before = _bunches(events)
+    rows, tokens, step = _spread(events, event_step, step_before)
     is_first = events.first[rows]
     request = events.request[rows]
     context = prompt[request] + _running(request, tokens)
     computed = np.maximum(prompt * (1.0 - cached_share(run)), 1.0)
     prefill = np.where(is_first, computed[request], 0.0)
+    before = np.where(is_first, prompt[request] - computed[request], context)
     sent_s = records["sent_s"].to_numpy(dtype=np.float64)
     made = Activity(
         requests,
@@ -96,7 +98,7 @@ def activity(run: Run) -> Activity:
         request,
         prefill,
         tokens,
-        np.where(is_first, 0.0, context),
+        before,
         events.stamped,
     )
     return replace(made, start_s=_starts(made, sent_s))
@@ -137,8 +139,8 @@ class _Events:
 def _prompt_tokens(run: Run, records: pd.DataFrame) -> Floats:
     """As counted; else as planned (a failed request has no count); else the run's mean, or 1."""
     counted = records["prompt_tokens"].to_numpy(dtype=np.float64, copy=True)
-    planned: Mapping[int, object] = {row["id"]: row.get("prompt_tokens") for row in run.plan}
-    guess = np.array([planned.get(id) or np.nan for id in records["id"]], dtype=np.float64)
+    planned = run.timetable.drop_duplicates("id").set_index("id")["prompt_tokens"]
+    guess = planned.where(planned > 0).reindex(records["id"]).to_numpy(dtype=np.float64)
     counted = np.where(np.isnan(counted), guess, counted)
     mean = float(np.nanmean(counted)) if np.any(~np.isnan(counted)) else 1.0
     return np.maximum(np.where(np.isnan(counted), mean, counted), 1.0)
@@ -152,11 +154,13 @@ def _events(records: pd.DataFrame) -> _Events:
     # Not streamed: the reply came whole, and its last instant is the only one.
     whole = ok & np.isnan(first_s) & ~np.isnan(done_s)
     sent_s = records["sent_s"].to_numpy(dtype=np.float64)
-    counts = np.array([len(c) for c in records["chunk_s"]], dtype=np.int64)
+    counts = np.fromiter(map(len, records["chunk_s"]), np.int64, len(records))
     bare = np.flatnonzero((~np.isnan(first_s) & (counts == 0)) | whole)
     request = np.repeat(np.arange(len(records)), counts)
-    at_s = np.array([t for chunk in records["chunk_s"] for t in chunk], dtype=np.float64)
-    tokens = np.array([t for chunk in records["chunk_tokens"] for t in chunk], dtype=np.float64)
+    at_s, tokens = (
+        np.fromiter(chain.from_iterable(records[name]), np.float64, len(request))
+        for name in ("chunk_s", "chunk_tokens")
+    )
     first = np.ones(len(request), dtype=bool)
     first[1:] = request[1:] != request[:-1]
     gaps = np.diff(at_s)[~first[1:]] / np.maximum(tokens[1:][~first[1:]], 1.0)

@@ -29,6 +29,8 @@ PRIOR_SD = 0.3
 LEAST_SLICE_S = 1.0
 _UNIT = Tariff(*len(TERMS) * [1.0])
 _ROUNDS = 6
+_WELL = 1e12
+"""Up to this condition the equations are solved at once."""
 _HUBER = 2.0
 """Residuals beyond so many deviations count less: a step that waited for something else."""
 _TWO_SIDED_95 = 1.959964
@@ -58,11 +60,11 @@ def calibrate(did: Activity, weights: Weights, pieces: Pieces, above_j: Floats) 
     Of use only where tokens have stamps: else a step is a slice of a reply, whose length and number
     of forwards say nothing of the server.
     """
-    work = _work(did, weights)
+    work = work_of(did, weights)
     by_duration = work * weights.time_s.array
-    time, *_ = _ridge(by_duration, did.duration_s, relative=True)
-    slices, read_j = _slices(work * weights.active_j.array, pieces, above_j)
-    factor, error, r2 = _ridge(slices, read_j)
+    time, *_ = ridge(by_duration, did.duration_s, relative=True)
+    slices, read_j = stretches(work * weights.active_j.array, pieces, above_j)
+    factor, error, r2 = ridge(slices, read_j)
     fit = _fit("factors of the prior", TERMS, factor, error, r2, slices)
     return fit, replace(
         weights,
@@ -75,13 +77,13 @@ def calibrate(did: Activity, weights: Weights, pieces: Pieces, above_j: Floats) 
 def regress(did: Activity, pieces: Pieces, above_j: Floats) -> tuple[Fit, Weights]:
     """Weights from this run alone: four coefficients in joules a token, step, context token."""
     prefill = did.prefill_tokens > 0
-    forwards = _work(did, Weights(_UNIT, _UNIT, 0.0, 0, ""))[:, 0]
+    forwards = work_of(did, Weights(_UNIT, _UNIT, 0.0, 0, ""))[:, 0]
     prompts, decoded = did.per_step(did.prefill_tokens), did.per_step(did.decode_tokens * ~prefill)
     context = did.per_step(did.decode_tokens * did.context_tokens)
     work = np.stack([prompts, decoded, forwards, context], axis=1)
-    slices, read_j = _slices(work, pieces, above_j)
+    slices, read_j = stretches(work, pieces, above_j)
     scale = np.maximum(np.abs(slices).max(axis=0, initial=0.0), 1e-12)
-    factor, error, r2 = _ridge(slices / scale, read_j, prior_sd=None)
+    factor, error, r2 = ridge(slices / scale, read_j, prior_sd=None)
     a, b, c, d = (factor / scale).tolist()
     names = ("prefill_token", "decode_token", "step", "context_token")
     fit = _fit("joules", names, factor / scale, error / scale, r2, slices)
@@ -89,7 +91,7 @@ def regress(did: Activity, pieces: Pieces, above_j: Floats) -> tuple[Fit, Weight
     return fit, Weights(tariff, tariff, 0.0, 0, "regression on this run")
 
 
-def _work(did: Activity, weights: Weights) -> Matrix:
+def work_of(did: Activity, weights: Weights) -> Matrix:
     """What each step did, (S, 7)."""
     return np.stack([did.per_step(column) for column in row_terms(did, weights).T], axis=1)
 
@@ -102,7 +104,7 @@ def _fit(kind: str, names: tuple[str, ...], value: Floats, error: Floats, r2: fl
     return Fit(kind, names, value, np.maximum(value - half, 0.0), value + half, r2, len(x), condition)
 
 
-def _slices(of_step: Matrix, pieces: Pieces, above_j: Floats) -> tuple[Matrix, Floats]:
+def stretches(of_step: Matrix, pieces: Pieces, above_j: Floats) -> tuple[Matrix, Floats]:
     """Regressors (B, m) and joules (B,) of stretches of at least `LEAST_SLICE_S`, those with work."""
     width_s = np.diff(pieces.edges_s)
     block = np.floor((np.cumsum(width_s) - 0.5 * width_s) / LEAST_SLICE_S).astype(np.int64)
@@ -112,7 +114,7 @@ def _slices(of_step: Matrix, pieces: Pieces, above_j: Floats) -> tuple[Matrix, F
     return x[busy], y[busy]
 
 
-def _ridge(
+def ridge(
     x: Matrix, y: Floats, *, relative: bool = False, prior_sd: float | None = PRIOR_SD
 ) -> tuple[Floats, Floats, float]:
     """Non-negative factors of the columns, their standard errors, R2.
@@ -133,7 +135,7 @@ def _ridge(
         gram = (scaled_x * weight[:, None]).T @ scaled_x
         moment = (scaled_x * weight[:, None]).T @ scaled_y
         residual = scaled_y - scaled_x @ value
-        noise = max(_rms(residual * np.sqrt(weight)), 1e-6 * _rms(scaled_y))
+        noise = max(_rms(residual * np.sqrt(weight)), 1e-6 * _rms(scaled_y), 1e-12)
         a = gram / noise**2 + precision * np.eye(m)
         value = _non_negative(a, moment / noise**2 + precision * prior, value)
         residual = scaled_y - scaled_x @ value
@@ -142,8 +144,9 @@ def _ridge(
     free = value > 0
     error = np.zeros(m)
     error[free] = np.sqrt(np.diag(np.linalg.pinv(a[np.ix_(free, free)])))
-    total = float(np.sum((y - y.mean()) ** 2))
-    return value, error, 1.0 - float(np.sum((y - x @ value) ** 2)) / total if total > 0 else float("nan")
+    total, left = float(np.sum((y - y.mean()) ** 2)), float(np.sum((y - x @ value) ** 2))
+    varies = total > 1e-12 * float(np.sum(y**2))
+    return value, error, 1.0 - left / total if varies else float("nan")
 
 
 def _rms(values: Floats) -> float:
@@ -152,6 +155,11 @@ def _rms(values: Floats) -> float:
 
 def _non_negative(a: Matrix, b: Floats, start: Floats) -> Floats:
     """The least of ``x a x / 2 - b x`` with x >= 0, by coordinates: a is small and positive."""
+    if np.linalg.cond(a) < _WELL:
+        free: Floats = np.asarray(np.linalg.solve(a, b), dtype=np.float64)
+        if free.min() >= 0:
+            return free
+        start = free
     x = np.maximum(start, 0.0)
     diagonal = np.maximum(np.diag(a), 1e-300)
     for _ in range(2000):

@@ -26,6 +26,7 @@ the steps in proportion to what the tariff expects of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,7 @@ import pandas as pd
 from analysis import energy
 from analysis.attribution.activity import Activity, activity
 from analysis.attribution.calibration import Fit, calibrate, regress
+from analysis.attribution.chunks import by_durations
 from analysis.attribution.slices import Pieces, cut, slice_edges
 from analysis.attribution.weights import Weights, linear_weights, row_terms, weights_of
 from analysis.energy import Label, Part
@@ -112,8 +114,10 @@ class Attribution:
     ``part``: the boards' energy, or the host's; of the latter only ``time`` makes sense, which it
     takes. ``weights``: from elsewhere (`analysis.attribution.weights`), else by the manifest's model and
     board. ``calibrated``: whether the run's own step times and energies correct them.
+    ``marks_s``: edges of windows that are to hold exactly the energy that was read between them, as the
+    whole run does; between others it may differ by what one slice leaves open.
     ``fit``: what the correction or the regression found. ``idle_from``: where P_idle is from, the run's
-    own baseline or, without one, the board's constant.
+    own baseline or, without one, the board's constant; a host's is then not told from its work.
     Raises AttributionError when the run has no energy, or no weights for the method.
     """
 
@@ -127,6 +131,7 @@ class Attribution:
         calibrated: bool = True,
         slice_s: float = SLICE_S,
         did: Activity | None = None,
+        marks_s: Sequence[float] = (),
     ) -> None:
         if method not in METHODS:
             raise AttributionError(f"attribution: expected one of {', '.join(METHODS)}, got {method}")
@@ -144,17 +149,20 @@ class Attribution:
         slowest_s = max((b.update_s or 0.0 for b in measured.boards), default=0.0)
         first_s = max(float(c.t_s[0]) for c in curves)
         last_s = min(float(c.t_s[-1]) for c in curves)
-        edges_s = slice_edges(first_s, last_s, run.end_s, max(slice_s, UPDATES * slowest_s))
+        edges_s = slice_edges(first_s, last_s, (0.0, run.end_s, *marks_s), max(slice_s, UPDATES * slowest_s))
         energy_j = np.array([np.diff(c.at(edges_s)) for c in curves])
         self._slack_s = energy.COVERED_PERIODS * max(energy.spacing_s(s, run.period_s) for s in series)
         gpu = gpu_of(run) if part == "gpu" else None
         idle_w = [min((w for w in b.idle_w if w is not None), default=None) for b in measured.boards]
         self.idle_from = "physics" if None in idle_w else "baseline"
-        if None in idle_w and gpu is None:
+        default_w = None if gpu is None else gpu.context_idle_w
+        if part != "gpu":
+            default_w = math.inf  # unknown: then the power of a slice is the same whether work runs or not
+        if None in idle_w and default_w is None:
             raise AttributionError(f"attribution: idle power of the {part} unknown: the run kept no baseline")
-        known_w = [gpu.context_idle_w if w is None and gpu is not None else w for w in idle_w]
-        self.idle_w: Floats = np.array(known_w, dtype=np.float64)
+        self.idle_w: Floats = np.array([default_w if w is None else w for w in idle_w], dtype=np.float64)
         self.fit: Fit | None = None
+        self.weights: Weights | None = None
         did = self.did
         pieces = cut(did, edges_s)
         above_j = np.maximum(energy_j - self.idle_w[:, None] * np.diff(edges_s), 0.0).sum(axis=0)
@@ -175,22 +183,25 @@ class Attribution:
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """Seconds and active J expected of each step (S,); each row's parts of its idle and active J (R,)."""
         did = self.did
-        equal = _parts(did, np.ones(len(did.step)))
         if method in ("time", *WHOLE):
+            equal = _equal(did)
             return did.duration_s, did.duration_s, equal, equal
         if method == "regression":
             self.fit, weights = regress(did, pieces, above_j)
+            self.weights = weights
             own = linear_weights(did, weights)
-            return did.duration_s, did.per_step(own), equal, _parts(did, own)
+            return did.duration_s, did.per_step(own), _equal(did), _parts(did, own)
         weights = weights_of(self.run, float(self.idle_w.mean())) if weights is None else weights
         if weights is None:
             raise AttributionError(
-                "attribution: neither the model nor the board is known: take --method time or regression, "
+                "attribution: neither the model nor the board is known: take the method time or regression, "
                 "or weights from a fit"
             )
+        self.did = did = by_durations(did, weights)
+        self.weights = weights
         if method == "linear":
             own = linear_weights(did, weights)
-            return did.duration_s, did.per_step(own), equal, _parts(did, own)
+            return did.duration_s, did.per_step(own), _equal(did), _parts(did, own)
         if calibrated and did.stamped:
             self.fit, weights = calibrate(did, weights, pieces, above_j)
         self.weights = weights
@@ -204,6 +215,11 @@ class Attribution:
     def span_s(self) -> tuple[float, float]:
         """The stretch that can be attributed: as far as there are readings."""
         return float(self._pieces.start_s[0]), float(self._pieces.end_s[-1])
+
+    @property
+    def pieces(self) -> Pieces:
+        """The run cut at slices and steps, with their watts."""
+        return self._pieces
 
     def window(self, start_s: float = 0.0, end_s: float | None = None) -> Attributed:
         """The shares of [start, end], run time; the whole run by default.
@@ -270,6 +286,11 @@ class Attribution:
         if not key.sum():
             raise AttributionError(f"attribution: {self.method}: nothing succeeded in this window")
         return (total_j - left_j) * key / key.sum(), left_j
+
+
+def _equal(did: Activity) -> Floats:
+    """Equal parts to the rows of each step, (R,)."""
+    return _parts(did, np.ones(len(did.step)))
 
 
 def _parts(did: Activity, weight: Floats) -> Floats:

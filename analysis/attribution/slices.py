@@ -7,6 +7,7 @@ proportion to what they are expected to have cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -83,9 +84,9 @@ class Pieces:
         return spread
 
 
-def slice_edges(first_s: float, last_s: float, end_s: float, slice_s: float) -> Floats:
-    """Edges of slices of about ``slice_s`` over [first, last], the run's window [0, end] among them."""
-    marks = [first_s, *(t for t in (0.0, end_s) if first_s < t < last_s), last_s]
+def slice_edges(first_s: float, last_s: float, marks_s: Iterable[float], slice_s: float) -> Floats:
+    """Edges of slices of about ``slice_s`` over [first, last], those of ``marks_s`` inside it among them."""
+    marks = [first_s, *sorted({t for t in marks_s if first_s < t < last_s}), last_s]
     found = [np.array([first_s])]
     for a, b in pairwise(marks):
         found.append(np.linspace(a, b, max(1, int((b - a) / slice_s)) + 1)[1:])

@@ -6,7 +6,8 @@ A tariff is linear in what a step does:
 
 F forwards (1, or several where a step stands for many), L those that are not replayed as a CUDA
 graph (with prefill rows, or more rows than were captured), n tokens decoded, c tokens of
-context read for them, T prompt tokens, q = sum of T_i (T_i + 1) / 2. A product takes the longer of
+context read for them, T prompt tokens, q = sum of
+T_i (T_i + 1) / 2 + T_i C_i with C_i tokens of the prompt computed before. A product takes the longer of
 its arithmetic and of reading its weights, so T0 prompt tokens *ride* along: they cost joules, as the
 board works harder, but hardly time.
 
@@ -203,7 +204,7 @@ def row_terms(did: Activity, weights: Weights) -> Matrix:
     found[:, 3] = decode * did.context_tokens
     found[:, 4] = did.prefill_tokens * riding[step] + decode * (beside * (1.0 - overflowing))[step]
     found[:, 5] = did.prefill_tokens * (1.0 - riding[step]) + decode * (beside * overflowing)[step]
-    found[:, 6] = did.prefill_tokens * (did.prefill_tokens + 1.0) / 2.0
+    found[:, 6] = did.prefill_tokens * ((did.prefill_tokens + 1.0) / 2.0 + did.context_tokens)
     return found
 
 

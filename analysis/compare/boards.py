@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from analysis import energy, systematics
+from analysis import energy
 from analysis.compare.sides import Facts, Side
 from analysis.floor import gpu_of
-from analysis.meter import Meter
 from analysis.stats.systematic import Board, Component, Distribution, Systematic, combine, of_ratio
+from analysis.study import systematics
+from analysis.study.meter import Meter
 
 _GAIN = "gain of "
 

@@ -13,6 +13,7 @@ from analysis.energy.parts import (
     measure,
     ran_backwards,
     spacing_s,
+    update_of,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "measure",
     "ran_backwards",
     "spacing_s",
+    "update_of",
 ]

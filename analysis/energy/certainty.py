@@ -13,9 +13,9 @@ from analysis.run import Run, Series
 
 
 def within(
-    run: Run, series: Series, start_s: float, end_s: float
+    run: Run, series: Series, start_s: float, end_s: float, *, clock: bool = True
 ) -> tuple[tuple[float, float] | None, str | None]:
-    """(least, most) joules of [start, end] and None, or None and the reason."""
+    """(least, most) joules of [start, end] and None, or None and the reason. ``clock``: with its bound."""
     domain = series.domain
     if domain.method == "estimated":
         return None, f"{domain.name} is an estimate"
@@ -28,7 +28,7 @@ def within(
     if why is not None:
         return None, why
     t_s, value = integral.in_order(series.t_s, series.value)
-    within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s)
+    within_j = integral.certain_j(t_s, value, start_s, end_s, clock_s=clock_s if clock else 0.0)
     if within_j is None:
         return None, f"{domain.name} shows no value from before the window, or no new one after it"
     return within_j, None

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.energy.publication import is_continuous, publications
+from analysis.energy.publication import Combs, is_continuous, publications
 from loadgen.types import Floats
 
 READ_S = 5e-3
@@ -73,20 +73,24 @@ def power_curve(t_s: Floats, power_w: Floats, lag_s: float = 0.0) -> Curve:
 
 
 def counter_curve(
-    t_s: Floats, energy_j: Floats, update_s: float | None = None, near_s: Floats | None = None
+    t_s: Floats,
+    energy_j: Floats,
+    update_s: float | None = None,
+    near_s: Floats | None = None,
+    combs: Combs | None = None,
 ) -> Curve:
     """The curve of a counter's readings in time order, joules since the first; see the module.
 
     ``update_s``: how often it publishes, where that is documented. Before the first
     publication seen and after the last, the curve goes on at the neighbouring slope,
     after it for no longer than one more publication. ``near_s``: where the curve will be
-    asked; None: anywhere.
+    asked; None: anywhere. ``combs``: see `analysis.energy.publication.publications`.
     """
     counted_j = energy_j - energy_j[:1]
     steps = np.diff(counted_j)
     if not np.any(steps > 0) or np.any(steps < 0) or is_continuous(t_s, counted_j, update_s):
         return Curve(t_s, counted_j)
-    at_s, value_j = publications(t_s, counted_j, update_s, near_s)
+    at_s, value_j = publications(t_s, counted_j, update_s, near_s, combs)
     if len(at_s) < 2:
         return Curve(np.append(t_s[:1], at_s), np.append(counted_j[:1], value_j))
     slope_w = np.diff(value_j[[0, 1, -2, -1]])[[0, 2]] / np.maximum(

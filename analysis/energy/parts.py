@@ -24,6 +24,7 @@ from analysis.energy.idle import SHORTEST_S, idle_stretches
 from analysis.energy.integral import Curve
 from analysis.energy.publication import PASSED_ON_S, update_period_s
 from analysis.run import Run, Series
+from analysis.stats.blocks import FEWEST_BLOCKS
 from loadgen.types import Floats, Method
 
 Part = Literal["gpu", "cpu", "ram"]
@@ -224,7 +225,7 @@ def curve(series: Series, near_s: Floats | None = None) -> Curve:
     """The cumulative curve of a series, of use from 2 readings on. ``near_s``: where it will be asked."""
     t_s, value = integral.in_order(series.t_s, series.value)
     if series.cumulative:
-        return integral.counter_curve(t_s, value, series.domain.update_s, near_s)
+        return integral.counter_curve(t_s, value, series.domain.update_s, near_s, series.combs)
     window_s, update_s = series.domain.averaging_s, series.domain.update_s
     lag_s = 0.0 if window_s is None or update_s is None else (window_s + update_s) / 2
     return integral.power_curve(t_s, value, lag_s)
@@ -330,7 +331,7 @@ def _board(
     before_w, after_w = (None if s is None else _mean_power_w(chosen, total, *s) for s in idle)
     update_s = update_of(chosen, run.period_s)
     shortest_s = float(np.min(np.diff(edges_s)))
-    too_slow = update_s is not None and len(edges_s) > 2 and update_s > shortest_s
+    too_slow = update_s is not None and len(edges_s) > 2 and update_s > shortest_s * (1 + 1e-9)
     within_j, bound_reason = certainty.within(run, chosen, start_s, end_s)
     return BoardEnergy(
         domain=chosen.domain.name,
@@ -340,7 +341,7 @@ def _board(
         reason=None,
         block_j=None if too_slow else np.diff(total.at(edges_s)),
         block_reason=f"{chosen.domain.name} shows a new value every {update_s:.3g} s, a block is "
-        f"{shortest_s:.3g} s"
+        f"{shortest_s:.3g} s; it takes a run of {FEWEST_BLOCKS * (update_s or 0.0):,.0f} s or more"
         if too_slow
         else None,
         within_j=within_j,

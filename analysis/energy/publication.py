@@ -20,6 +20,8 @@ import numpy as np
 
 from loadgen.types import Floats
 
+Combs = dict[int, tuple[float, float] | None]
+
 PASSED_ON_S = 0.5
 """Drivers publish more often than this; a slower value came through an exporter, which held it."""
 _STRETCH = 400
@@ -39,15 +41,21 @@ _SKIPPING = 0.8
 
 
 def publications(
-    t_s: Floats, value: Floats, update_s: float | None = None, near_s: Floats | None = None
+    t_s: Floats,
+    value: Floats,
+    update_s: float | None = None,
+    near_s: Floats | None = None,
+    combs: Combs | None = None,
 ) -> tuple[Floats, Floats]:
     """Instants ``(m,)`` at which the ``(m,)`` values that were first seen after the first reading appeared.
 
     ``t_s``, ``value``: readings in time order, (n,), stamped when they were read, values
     nondecreasing. ``update_s``: the documented period, which counts where the readings are too
     rare to show it. ``near_s``: instants whose surroundings are wanted, if not all are: of the
-    rest no comb is sought, which in a run of a day saves minutes.
+    rest no comb is sought, which in a run of a day saves minutes. ``combs``: those found before in
+    these same readings, by the reading that their stretch begins with; what is found is added.
     """
+    combs = {} if combs is None else combs
     new = np.flatnonzero(np.diff(value) > 0) + 1
     earliest_s, latest_s = t_s[new - 1], t_s[new]
     if is_continuous(t_s, value, update_s):
@@ -65,7 +73,9 @@ def publications(
             from_s, to_s = t_s[start] - _MARGIN_S, t_s[end - 1] + _MARGIN_S
             if not np.any((near_s >= from_s) & (near_s <= to_s)):
                 continue
-        comb = _comb(t_s[max(0, start - 1) : end], value[max(0, start - 1) : end])
+        if start not in combs:
+            combs[start] = _comb(t_s[max(0, start - 1) : end], value[max(0, start - 1) : end])
+        comb = combs[start]
         inside = slice(*np.searchsorted(new, [start, end]))
         if comb is not None:
             phase_s, period_s = comb
@@ -116,16 +126,16 @@ def _comb(t_s: Floats, value: Floats) -> tuple[float, float] | None:
     telling = (share > 0) & (share < 1)
     if not telling.any():
         return None
-    first = np.ceil((starts_s / periods_s % 1.0) * _PHASES - 0.5)
-    last = np.floor((starts_s / periods_s % 1.0 + np.where(telling, share, 0.0)) * _PHASES - 0.5)
+    phases = starts_s / periods_s % 1.0
+    first = np.ceil(phases * _PHASES - 0.5)
+    last = np.floor((phases + np.where(telling, share, 0.0)) * _PHASES - 0.5)
     forbidden = _covered(first.astype(np.intp), last.astype(np.intp), telling & (last >= first))
     fewest = int(forbidden.min())
     if fewest > _CONTRADICTED * len(value):
         return None
-    runs = [_longest_run(row == fewest) for row in forbidden]
-    lengths = np.array([length for _, length in runs], dtype=np.float64)
+    begins, lengths = _longest_runs(forbidden == fewest)
     row = round(float((np.arange(_PERIODS) * lengths).sum() / lengths.sum()))
-    begin, length = runs[row]
+    begin, length = int(begins[row]), int(lengths[row])
     if length in (0, _PHASES):
         return None
     period_s = float(periods_s[row, 0])
@@ -144,12 +154,13 @@ def _covered(first: np.ndarray, last: np.ndarray, counts: np.ndarray) -> np.ndar
     return total[:, :_PHASES] + total[:, _PHASES : 2 * _PHASES]
 
 
-def _longest_run(good: np.ndarray) -> tuple[int, int]:
-    """Begin and length of the longest circular run of true bins."""
-    if good.all() or not good.any():
-        return 0, _PHASES if good.all() else 0
-    turned = np.roll(good, -(shift := int(np.argmin(good))))  # begins with a false one
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], turned.astype(np.int8), [0]])))
-    begins, ends = edges[::2], edges[1::2]
-    best = int(np.argmax(ends - begins))
-    return (int(begins[best]) + shift) % _PHASES, int(ends[best] - begins[best])
+def _longest_runs(good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and length of each row's longest circular run of true bins, (P,); the first after a false one."""
+    twice = np.concatenate([good, good], axis=1)
+    place = np.arange(twice.shape[1])
+    false = np.maximum.accumulate(np.where(twice, -1, place), axis=1)
+    behind = np.where(false >= 0, place - false, 0)
+    end = np.argmax(behind, axis=1)
+    lengths = behind[np.arange(len(good)), end]
+    every = good.all(axis=1)
+    return np.where(every, 0, (end - lengths + 1) % _PHASES), np.where(every, _PHASES, lengths)

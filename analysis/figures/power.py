@@ -30,8 +30,8 @@ from analysis.figures.style import (
 from analysis.figures.words import count, labelled, named
 from analysis.run import Run, Series
 from analysis.show import number
+from analysis.study.windows import Span
 from analysis.timeline import Timeline
-from analysis.windows import Span
 from loadgen.types import Floats
 
 if TYPE_CHECKING:

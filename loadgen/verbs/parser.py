@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import loadgen
-from loadgen import lint_verb
 from loadgen.config import near
 from loadgen.sidecar import verb as sidecar
-from loadgen.verbs import doctor, scenario, serve, summary
+from loadgen.verbs import analyze, compare, doctor, fit, lint, report, scenario, serve, summary
 
 USAGE = 2
 """Exit status of a mistake on the command line or in a file."""
@@ -23,6 +22,10 @@ _EXAMPLES = """examples:
   loadgen run scenarios/fixed_50ms.yaml --request-rate 5 --request-count 500 --fail-if 'p99_ttft>0.5'
   loadgen check scenarios/azure_conversation.yaml              validate and print the plan
   loadgen summary runs/20261121T101500Z-fixed_50ms-1a2b3c4d    print a run again, from its files alone
+  loadgen report RUN                                           the same and more as one page to look at
+  loadgen analyze RUN --window steady                          where its energy went, request by request
+  loadgen compare RUN OTHER                                    did one beat the other, at the same load?
+  loadgen lint --claim gpu=h100-sxm interval_s=0.05 energy_wh=1.1e-3     is a published figure possible?
   loadgen serve --port 8080                                    the embedded TGI-protocol server
   loadgen sidecar                                              on the GPU host: sample and serve its power
   loadgen doctor --url http://gpu-host:8080                    what can be measured, what answers
@@ -55,7 +58,11 @@ def build_parser(go: Mapping[str, Go]) -> Parser:
     scenario.add_run(verbs, formatter, go["run"])
     scenario.add_check(verbs, formatter, go["check"])
     summary.add_verb(verbs, formatter, go["summary"])
-    lint_verb.add_verb(verbs, formatter, go["lint"])
+    analyze.add_verb(verbs, formatter, go["analyze"])
+    report.add_verb(verbs, formatter, go["report"])
+    compare.add_verb(verbs, formatter, go["compare"])
+    fit.add_verb(verbs, formatter, go["fit"])
+    lint.add_verb(verbs, formatter, go["lint"])
     serve.add_verb(verbs, formatter, go["serve"])
     sidecar.add_verb(verbs, formatter)
     doctor.add_verb(verbs, formatter, go["doctor"])

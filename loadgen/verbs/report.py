@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadgen import scale_flags
-from loadgen.analyze_verb import add_flags
+from loadgen.verbs import service
+from loadgen.verbs.analyze import add_flags
 
 _DESCRIPTION = """Writes a run as one HTML file that opens offline: the verdict and its rules first, then the
 headline with its intervals, where the energy went, figures, method, configuration, hardware
@@ -43,6 +43,6 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     )
     report.add_argument("--figures", metavar="DIR", type=Path, help="also write the figures as PNG and PDF")
     add_flags(report)
-    scale_flags.add_flags(report)
+    service.add_flags(report)
     report.add_argument("--open", action="store_true", help="show the page in the browser")
     report.set_defaults(go=go, parser=report)
