@@ -118,10 +118,10 @@ def _summarized(path: Path) -> dict[str, Any]:
 
 def _report(path: Path, conditions: list[Any]) -> int:
     from analysis import envelope
+    from analysis.progress import working
     from analysis.show import render
 
-    talk = Console(stderr=True)
-    with talk.status("summarising") if talk.is_terminal else nullcontext():
+    with working("summarising"):
         summary = _summarized(path)
     render(summary, Console())
     if summary["uncertainty"] is not None:

@@ -14,6 +14,7 @@ from analysis.compare.compare import compare
 from analysis.compare.comparison import LEVEL, Against, Comparison, Headline
 from analysis.compare.sides import CompareError, Side
 from analysis.compare.table import render, systematic_sentence
+from analysis.progress import working
 from analysis.run import Run, load_run
 
 
@@ -34,12 +35,13 @@ def report(
     if len(set(names)) < len(names):
         raise CompareError(f"compare: --group: expected each name once, got {', '.join(names)}")
     paths = [*runs, *(path for _, members in groups for path in members)]
-    loaded: dict[Path, Run] = {path: load_run(path) for path in dict.fromkeys(paths)}
-    found = compare(
-        [loaded[path] for path in runs],
-        groups={name: [loaded[path] for path in members] for name, members in groups} or None,
-        tolerance=tolerance,
-    )
+    with working("comparing"):
+        loaded: dict[Path, Run] = {path: load_run(path) for path in dict.fromkeys(paths)}
+        found = compare(
+            [loaded[path] for path in runs],
+            groups={name: [loaded[path] for path in members] for name, members in groups} or None,
+            tolerance=tolerance,
+        )
     if as_json:
         print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
     else:

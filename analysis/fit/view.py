@@ -16,6 +16,7 @@ from analysis.fit.estimate import CONDITION
 from analysis.fit.file import as_object, write_model
 from analysis.fit.fitting import fit
 from analysis.fit.model import FitError, Fitted, Model, Term
+from analysis.progress import working
 from analysis.run import load_run
 
 J_PER_WH = 3600.0
@@ -28,7 +29,8 @@ def report(
 
     Raises FitError when they cannot be fitted or written, RunDirError for what is no run.
     """
-    model = fit([load_run(path) for path in paths])
+    with working("fitting"):
+        model = fit([load_run(path) for path in paths])
     if output is not None:
         write_model(model, output)
     if figure is not None:

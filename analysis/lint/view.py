@@ -16,6 +16,7 @@ from rich.text import Text
 from analysis import energy
 from analysis.lint.judge import judge
 from analysis.lint.rule import Rule, Verdict, Word
+from analysis.progress import working
 from analysis.run import Run, load_run
 from analysis.show import number, quantity
 from analysis.summary import blocks_of
@@ -34,8 +35,9 @@ def report_run(path: Path | str, *, as_json: bool, strict: bool) -> bool:
     path = Path(path)
     if path.is_file():
         raise RunDirError(f"{path}: expected a run directory, got a file")
-    run = load_run(path)
-    verdict = verdict_of(run)
+    with working("judging the run"):
+        run = load_run(path)
+        verdict = verdict_of(run)
     if as_json:
         print(orjson.dumps(as_object(run, verdict), option=orjson.OPT_INDENT_2).decode())
     else:

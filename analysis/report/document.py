@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import loadgen
+from analysis.progress import working
 from analysis.report import pictures
 from analysis.report.blocks import Chapter, Page, Section
 from analysis.report.page import html
@@ -52,9 +53,10 @@ def report(
     """
     from analysis.compare import compare
 
-    runs = [load_run(path) for path in paths]
-    studies = [study(run, options) for run in runs]
-    text = render(studies, compare(runs) if len(runs) > 1 else None, figures=figures)
+    with working("making the page"):
+        runs = [load_run(path) for path in paths]
+        studies = [study(run, options) for run in runs]
+        text = render(studies, compare(runs) if len(runs) > 1 else None, figures=figures)
     file = output or paths[0] / FOLDER / FILE
     write(text, file)
     return Made(file, all(bool(one.summary["valid"]) for one in studies))

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
+from analysis.progress import working
 from analysis.run import load_run
 from analysis.study import Options, as_object, study, write
 from analysis.study.scale import Service
@@ -41,7 +42,8 @@ def analyze(
     ``directory``: where the run's tables go, with the joules of each request. Findings that cannot be
     written are a line on stderr. Raises LoadgenError.
     """
-    found = study(load_run(path), options)
+    with working("studying the run"):
+        found = study(load_run(path), options)
     try:
         write(found)
     except RunDirError as exc:  # somebody else's or a read-only directory can be analysed all the same
