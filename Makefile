@@ -10,7 +10,7 @@ run: .venv/.run
 	$(BIN)/loadgen run $(SCENARIO) $(ARGS)
 
 test: .venv/.test $(PEERS)/.text-generation $(PEERS)/.langchain $(PEERS)/.llama
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check-code: .venv/.test
 	$(BIN)/ruff check .
