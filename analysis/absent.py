@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from analysis.latency import QUANTILES
-from analysis.stats import requests_needed
+from analysis.stats import reason_of, requests_needed
 
 _FIGURES = (
     "ttft",
@@ -37,7 +37,7 @@ def without_intervals(summary: Mapping[str, Any]) -> list[str]:
     for figure, statistic, method in _lacking(summary):
         requests = requests_needed(method)
         if requests is None:
-            kept = otherwise.setdefault(method.rpartition("no interval: ")[2], [])
+            kept = otherwise.setdefault(reason_of(method), [])
             kept.append(f"{figure} {statistic}".strip())
         else:
             longer.setdefault(figure, []).append(statistic)

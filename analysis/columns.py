@@ -25,6 +25,8 @@ Objects = npt.NDArray[np.object_]
 Columns = dict[str, npt.NDArray[Any]]
 Row = Mapping[str, Any]
 
+MOST = 1e15
+"""No instant, count, power or energy of a run is larger, and a double still tells its tenths."""
 BATCH_BYTES = 200_000
 """So that what a batch decodes to stays in the cache: with 4 MB it takes 1.5 to 2 times as long."""
 RECORD_INTEGERS = ("id", "block", "worker")
@@ -92,6 +94,10 @@ def request_columns(rows: Sequence[Row], seen: dict[str, str]) -> Columns:
     for status in set(words["status"]):
         if status not in STATUSES:
             raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {status!r}")
+    ok = np.array([status == "ok" for status in words["status"]], dtype=bool)
+    for earlier, later in (("sent_s", "first_s"), ("first_s", "done_s"), ("sent_s", "done_s")):
+        if np.any(ok & (found[earlier] > found[later])):
+            raise ValueError(f"{later}: expected no sooner than {earlier} of a success")
     lists = {name: _lists(name, [row[name] for row in rows]) for name in RECORD_LISTS}
     if any(len(a) != len(b) for a, b in zip(*lists.values(), strict=True)):
         raise ValueError("chunk_s and chunk_tokens: expected lists of equal length")
@@ -128,13 +134,17 @@ def _word(value: Any, name: str, seen: dict[str, str]) -> str | None:
 
 
 def _numbers(name: str, values: Sequence[Any]) -> Floats:
-    """(n,); NaN for None. Raises ValueError for what is neither."""
+    """(n,); NaN for None. Raises ValueError for what is neither, beyond `MOST` or a count below 0."""
     try:
         found = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         found = np.empty((0, 0))
     if found.ndim != 1:
         raise ValueError(f"{name}: expected a number or null")
+    if np.any(np.abs(found) > MOST):
+        raise ValueError(f"{name}: expected a number of at most {MOST:g}")
+    if name.endswith("_tokens") and np.any(found < 0):
+        raise ValueError(f"{name}: expected a count, 0 or more")
     return found
 
 
@@ -149,7 +159,8 @@ def _lists(name: str, values: Sequence[Any]) -> list[tuple[float, ...]]:
     found: list[tuple[float, ...]] = []
     try:
         found = [tuple(value) for value in values]
-        missing = bool(np.isnan(np.fromiter(chain.from_iterable(found), dtype=np.float64)).any())
+        flat = np.fromiter(chain.from_iterable(found), dtype=np.float64)
+        missing = not np.all(np.abs(flat) <= MOST)  # NaN is not either
     except (TypeError, ValueError):
         missing = True
     if missing:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import orjson
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from analysis.console import bare_table
 from analysis.run import load_run
-from analysis.show import interval, quantity
 from analysis.summary import summarize
+from analysis.words import interval, quantity
 from loadgen.errors import RunDirError
 
 FILE = "uncertainty.json"
@@ -134,8 +134,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def render(found: Mapping[str, Any], console: Console) -> None:
     """Prints an envelope for people."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("uncertainty", no_wrap=True)
+    table = bare_table("uncertainty")
     table.add_column("nominal", justify="right")
     table.add_column(f"{found['kind']} of {found['draws']} draws")
     table.add_column("off nominal")

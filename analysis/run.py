@@ -139,6 +139,12 @@ class Run:
         return known
 
     @property
+    def arrivals_s(self) -> Floats:
+        """`due_s`, or where there is no timetable, the due times of the records, (n,)."""
+        due_s = self.due_s
+        return due_s if len(due_s) else self.requests["due_s"].dropna().to_numpy(dtype=np.float64)
+
+    @property
     def timetable(self) -> pd.DataFrame:
         """The plan as a table, a row a planned request, warm-ups too; a missing number is NaN."""
         return _plan_rows(self.plan).frame

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from analysis.absent import without_intervals
+from analysis.console import bare_table, line
+from analysis.words import interval, number, percent, quantity
 from loadgen.types import STATUSES
 
 _WIDE = 110
 _MOST_NAMES = 4
-_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 _LATENCIES = (
     ("ttft_s", "ttft"),
     ("ttft_from_due_s", "  from due"),
@@ -58,61 +55,6 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
     verdict(summary, console)
 
 
-def quantity(value: float | None, unit: str, *, digits: int = 3) -> str:
-    """A value with a prefix on its unit, such as ``30.5 J``, ``8.46 mWh``; a dash when None."""
-    if value is None:
-        return "-"
-    scale, prefix = _prefix(value, unit)
-    return f"{number(value / scale, digits)} {prefix}{unit}".rstrip()
-
-
-def number(value: float, digits: int = 3) -> str:
-    """``digits`` significant figures, never an exponent, thousands grouped."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return _fixed(value, _decimals(value, digits))
-
-
-def interval(estimate: Mapping[str, Any], *, prefixed: bool = True, digits: int = 3) -> str:
-    """``[low, high]`` in the scale and with the decimals of the value; empty when there is none."""
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if value is None or low is None or high is None:
-        return ""
-    scale = _prefix(value, estimate["unit"])[0] if prefixed else 1.0
-    decimals = _decimals(value / scale or high / scale, digits)
-    return f"[{_fixed(low / scale, decimals)}, {_fixed(high / scale, decimals)}]"
-
-
-def _decimals(value: float, digits: int) -> int:
-    """Decimals that show ``digits`` figures; negative before the point. Rounds up first: 9.999 is 10.0."""
-    if value == 0 or not math.isfinite(value):
-        return 0
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return digits - 1 - math.floor(math.log10(abs(round(value, decimals))))
-
-
-def _fixed(value: float, decimals: int) -> str:
-    return f"{round(value, decimals):,.{max(0, decimals)}f}"
-
-
-def _prefix(value: float, unit: str) -> tuple[float, str]:
-    if unit not in ("s", "J", "W", "Wh") or value == 0:
-        return 1.0, ""
-    if unit == "s" and abs(value) >= 1:
-        return 1.0, ""  # 120 s, not 0.12 ks
-    return next(((s, p) for s, p in _PREFIXES if abs(value) >= 0.9995 * s), _PREFIXES[-1])
-
-
-def line(console: Console, label: str, text: str, style: str = "") -> None:
-    """A bold label and its text, continued under the text's beginning."""
-    width = max(20, console.width - len(label))
-    rows = textwrap.wrap(text, width, break_on_hyphens=False, drop_whitespace=True) or [""]
-    for i, row in enumerate(rows):
-        shown = Text(label if i == 0 else " " * len(label), style=f"bold {style}".strip())
-        shown.append(Text(row, style=style if not label.strip() or style == "red" else "not bold"))
-        console.print(shown, highlight=False)
-
-
 def header(summary: Mapping[str, Any], console: Console) -> None:
     """The run's name, its model, board and server."""
     server = summary.get("server") or {}
@@ -140,7 +82,7 @@ def _requests(summary: Mapping[str, Any], console: Console) -> None:
     if requests["missing"]:
         counts.append(f"{requests['missing']:,} missing")
     ratio = requests["success_ratio"]["value"]
-    share = "" if ratio is None else f" ({_percent(ratio)} succeeded)"
+    share = "" if ratio is None else f" ({percent(ratio)} succeeded)"
     line(console, "requests  ", f"{requests['planned']:,} planned: " + ", ".join(counts) + share)
     for cause, count in list(requests["errors"].items())[:3]:
         shown = cause if len(cause) <= console.width - 22 else f"{cause[: console.width - 25]}..."
@@ -179,8 +121,8 @@ def _requests(summary: Mapping[str, Any], console: Console) -> None:
             text = f"- ({good['ratio']['method'].removeprefix('unavailable: ')})"
         else:
             ends = [good["ratio"][end] for end in ("low", "high")]
-            spread = "" if None in ends else f" [{', '.join(_percent(end) for end in ends)}]"
-            text = f"{_percent(value)}{spread} of {good['ratio']['n']:,} records, {number(per_s)}/s"
+            spread = "" if None in ends else f" [{', '.join(percent(end) for end in ends)}]"
+            text = f"{percent(value)}{spread} of {good['ratio']['n']:,} records, {number(per_s)}/s"
         line(console, "goodput   ", f"{text} within {limits}")
 
 
@@ -191,7 +133,7 @@ def _latency(summary: Mapping[str, Any], console: Console) -> None:
     if not any(row["n"] for _, row in rows):
         line(console, "latency   ", "- (no request succeeded)")
         return
-    table = _table("latency")
+    table = bare_table("latency")
     table.add_column("unit")
     for name in columns:
         table.add_column(name, justify="right")
@@ -224,7 +166,7 @@ def _energy(summary: Mapping[str, Any], console: Console) -> None:
         line(console, "GPU energy  ", f"unavailable: {energy['reason']}", "yellow")
     if not shown:
         return
-    table = _table("energy")
+    table = bare_table("energy")
     for part in shown:
         table.add_column(f"{part.upper()}\n{energy[part]['label']}", justify="right")
         if part == shown[0]:
@@ -265,7 +207,7 @@ def _sources(summary: Mapping[str, Any], console: Console) -> None:
         if found["update_s"] is not None:
             text += f", a new value every {_every(found['update_s'])}"
         if found["coverage"] is not None:
-            text += f", {_percent(found['coverage'])} of the window covered"
+            text += f", {percent(found['coverage'])} of the window covered"
         if found["bound_j"] is None:
             text += f"; no bound: {found['bound_reason']}"
         line(console, f"{part.upper():<10}", text)
@@ -302,19 +244,6 @@ def _what_it_holds(domain: str) -> str:
     if ".module" in name:
         return " (with the CPU beside it)"
     return " (the whole module)" if name.startswith("soc") else ""
-
-
-def _table(title: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(title, no_wrap=True)
-    return table
-
-
-def _percent(share: float) -> str:
-    """Two decimals, but never 100 % for less than all."""
-    if share < 1:
-        return f"{min(99.99, 100 * share):.4g} %"
-    return "100 %"
 
 
 def verdict(summary: Mapping[str, Any], console: Console) -> None:

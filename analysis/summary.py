@@ -42,7 +42,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,22 +50,44 @@ import numpy as np
 from analysis import energy, floor, latency, lint, stats
 from analysis.energy import Part, PartEnergy
 from analysis.goodput import goodput
+from analysis.lint import Verdict
+from analysis.plain import plain
 from analysis.run import Run
 from analysis.stats import Blocks
+from analysis.words import WH_PER_J
 from loadgen.physics.hardware import Gpu
-from loadgen.types import STATUSES, Estimate, Floats
+from loadgen.types import STATUSES, Floats
 
-WH_PER_J = 1 / 3600.0
 TOP_CAUSES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A run looked at once: joint time blocks of its window, its energies over them, verdict, summary."""
+
+    run: Run
+    blocks: Blocks
+    parts: Mapping[Part, PartEnergy]
+    verdict: Verdict
+    summary: Mapping[str, Any]
 
 
 def summarize(run: Run) -> dict[str, Any]:
     """The run's figures and verdict; see the module for the keys. Never raises for missing data."""
-    blocks = blocks_of(run)
-    parts = energy.measure(run, blocks.edges_s) if run.end_s else {}
+    return dict(look(run).summary)
+
+
+def look(run: Run) -> Facts:
+    """What a run's summary says and stands on. Never raises for missing data."""
+    blocks = energy.blocks_of(run)
+    parts = energy.measure_window(run, blocks)
     verdict = lint.judge(run, parts)
+    return Facts(run, blocks, parts, verdict, plain(_summary(run, blocks, parts, verdict)))
+
+
+def _summary(run: Run, blocks: Blocks, parts: Mapping[Part, PartEnergy], verdict: Verdict) -> dict[str, Any]:
     manifest = run.manifest
-    summary: dict[str, Any] = {
+    return {
         "run": str(run.path),
         "name": run.name,
         "status": manifest.get("status"),
@@ -87,37 +109,6 @@ def summarize(run: Run) -> dict[str, Any]:
         "energy": _energy(run, parts, blocks),
         "sidecars": _sidecars(run),
     }
-    plain: dict[str, Any] = _plain(summary)
-    return plain
-
-
-def blocks_of(run: Run) -> Blocks:
-    """The joint time blocks of a run's window (see `analysis.stats.choose_blocks`).
-
-    As long as the slowest power series needs, if that leaves enough of them; otherwise the
-    energy alone has no intervals.
-    """
-    e2e_s = _column(run, "done_s", ok=True) - _column(run, "sent_s", ok=True)
-    due_s = run.requests["due_s"].dropna().to_numpy(dtype=np.float64)
-    window = (0.0, run.end_s or 0.0, due_s, e2e_s[~np.isnan(e2e_s)], run.period_s)
-    blocks = stats.choose_blocks(*window)
-    updates_s = [energy.update_of(series, run.period_s) for series in run.series.values()]
-    slowest_s = max((u for u in updates_s if u is not None), default=0.0)
-    if slowest_s <= blocks.length_s:
-        return blocks
-    longer = stats.choose_blocks(*window, update_s=slowest_s)
-    return blocks if longer.waves is None else longer
-
-
-def _plain(value: Any) -> Any:
-    """Estimates become objects, numpy scalars numbers."""
-    if isinstance(value, Estimate):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _column(run: Run, name: str, *, ok: bool = False) -> Floats:
@@ -145,9 +136,7 @@ def _requests(run: Run, blocks: Blocks) -> dict[str, Any]:
 
 
 def _rate(run: Run, blocks: Blocks) -> dict[str, Any]:
-    due_s = run.due_s
-    if not len(due_s):
-        due_s = _column(run, "due_s")
+    due_s = run.arrivals_s
     n_ok = int(np.count_nonzero(run.requests["status"] == "ok"))
     if run.closed_loop:
         offered = stats.missing("1/s", "closed loop: nothing is offered at a rate of its own")

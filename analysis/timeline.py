@@ -127,7 +127,7 @@ def timeline(
     running, waiting = _gauges(run, edges_s)
     return Timeline(
         edges_s=edges_s,
-        offered_rps=_rate(_offered_s(run), edges_s),
+        offered_rps=_rate(run.arrivals_s, edges_s),
         sent_rps=_rate(sent_s, edges_s),
         done_rps=_rate(done_s[ok], edges_s),
         failed_rps=_rate(ended_s[~ok], edges_s),
@@ -165,12 +165,6 @@ def littles_law(run: Run, start_s: float, end_s: float) -> Little:
 
 def _instants(frame: pd.DataFrame, name: str) -> Floats:
     return frame[name].to_numpy(dtype=np.float64)
-
-
-def _offered_s(run: Run) -> Floats:
-    """Due times of the measured requests, as planned, (n,); as recorded where the plan has none."""
-    planned_s = run.due_s
-    return planned_s if len(planned_s) else _instants(run.requests, "due_s")
 
 
 def _held(run: Run, open_s: float) -> tuple[Floats, Floats]:

@@ -253,8 +253,10 @@ def describe(times_s: Floats) -> Shape:
     if seconds >= 10:
         # Bins open a hair early, so that rounding of i * 0.05 does not move arrivals between them.
         bins = np.floor(times_s - times_s[0] + 1e-9).astype(int)
-        counts = np.bincount(bins, minlength=seconds + 1)[:seconds]
-        dispersion = float(counts.var(ddof=1) / counts.mean()) if counts.mean() else None
+        counts = np.unique(bins[bins < seconds], return_counts=True)[1]  # a second without any adds nothing
+        total = int(counts.sum())
+        spread = (float(np.sum(counts**2)) - total**2 / seconds) / (seconds - 1)
+        dispersion = spread * seconds / total if total else None
     if len(gaps_s) >= 10 and varies:
         d = gaps_s - mean_s
         lag1 = float(np.mean(d[1:] * d[:-1]) / std_s**2)

@@ -10,10 +10,10 @@ import argparse
 import asyncio
 import gc
 import logging
-import os
 import sys
 import webbrowser
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
 from loadgen.scenario_file import find_scenario, validate
 from loadgen.verbs import service
+from loadgen.verbs.analyze import FORMATS
 from loadgen.verbs.parser import USAGE, parse_arguments
 
 if TYPE_CHECKING:
@@ -159,8 +160,6 @@ def _summary(args: argparse.Namespace) -> int:
     from analysis.fail_if import parse
 
     conditions = [parse(text) for text in args.fail_if]
-    if args.run.is_file():
-        raise LoadgenError(f"{args.run}: expected a run directory, got a file")
     if not args.json:
         return _report(args.run, conditions)
     summary = _summarized(args.run)
@@ -171,29 +170,33 @@ def _summary(args: argparse.Namespace) -> int:
 def _analyze(args: argparse.Namespace) -> int:
     from analysis.study.analyze import analyze, options_of
 
+    if args.format is not None and args.export is None:
+        args.parser.error("--format is of the tables of --export DIR")
     options = options_of(args, service.given(args))
-    valid = analyze(args.run, options, as_json=args.json, directory=args.export, formats=args.format)
+    formats = args.format or FORMATS
+    valid = analyze(args.run, options, as_json=args.json, directory=args.export, formats=formats)
     return OK if valid else INVALID
 
 
 def _compare(args: argparse.Namespace) -> int:
     from analysis.compare.view import report
+    from analysis.figures.files import write_forest
 
-    valid = report(
-        args.runs,
-        args.groups,
-        tolerance=args.tolerance,
-        as_json=args.json,
-        figure=args.figure,
-        metric=args.metric,
-    )
+    if args.metric is not None and args.figure is None:
+        args.parser.error("--metric names the headline of --figure F")
+    draw = None
+    if args.figure is not None:
+        draw = partial(write_forest, path=args.figure, metric=args.metric or "energy_per_request_j")
+    valid = report(args.runs, args.groups, tolerance=args.tolerance, as_json=args.json, draw=draw)
     return OK if valid else INVALID
 
 
 def _fit(args: argparse.Namespace) -> int:
+    from analysis.figures.files import write_residuals
     from analysis.fit.view import report
 
-    report(args.runs, output=args.output, figure=args.figure, as_json=args.json)
+    draw = None if args.figure is None else partial(write_residuals, path=args.figure)
+    report(args.runs, output=args.output, as_json=args.json, draw=draw)
     return OK
 
 
@@ -285,7 +288,11 @@ GO = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    args = parse_arguments(GO, argv)
+    with foreground.reader_may_leave():
+        return _go(parse_arguments(GO, argv))
+
+
+def _go(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="loadgen: %(name)s: %(message)s", stream=sys.stderr)
     try:
         return int(args.go(args))
@@ -295,6 +302,3 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK

@@ -1,4 +1,4 @@
-"""What a server in the foreground of a terminal needs: it ends on a signal, and keeps its noise down."""
+"""What a verb in the foreground of a terminal needs: its reader may leave, signals end it, noise is low."""
 
 from __future__ import annotations
 
@@ -7,8 +7,52 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 INTERRUPTED = 130
+
+
+class _Heard:
+    """A text stream that falls silent when its reader has gone (``| head``), instead of raising."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._silence()
+
+    def _silence(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """A reader of stdout or stderr that leaves early changes neither what is done nor the exit status."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Heard(stream)) for stream in streams)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
 
 
 def end_while_starting() -> None:

@@ -9,6 +9,7 @@ is known only after warm-up, so lines from before it wait in memory.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -211,6 +212,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = orjson.loads((path / "run.json").read_bytes())
     except FileNotFoundError:
         raise RunDirError(f"{path}: expected a run directory (one with a run.json)") from None
+    except NotADirectoryError:
+        raise RunDirError(f"{path}: expected a run directory, got a file") from None
     except (OSError, orjson.JSONDecodeError) as exc:
         raise RunDirError(f"{path / 'run.json'}: cannot be read: {exc}") from exc
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -273,12 +276,25 @@ def _reading(row: dict[str, Any]) -> Reading:
 
 def read_board_states(path: Path) -> list[BoardState]:
     """All states of the boards, in the order they were taken."""
-    return list(_rows(path / "boards.jsonl", lambda row: BoardState(**row)))
+    return list(_rows(path / "boards.jsonl", lambda row: BoardState(**_numbers(row))))
 
 
 def read_server_samples(path: Path) -> list[ServerSample]:
     """All samples of the server's own metrics, in the order they were taken."""
-    return list(_rows(path / "metrics.jsonl", lambda row: ServerSample(**row)))
+    return list(_rows(path / "metrics.jsonl", lambda row: ServerSample(**_numbers(row))))
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, once everything in it but a domain is a number or, an instant apart, missing."""
+    for name, value in row.items():
+        missing = value is None and name != "t_s"
+        if (
+            name != "domain"
+            and not missing
+            and not (isinstance(value, int | float) and abs(value) < math.inf)
+        ):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
+    return row
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from analysis import floor
 from analysis.claims.claim import Range, parse_claim
-from analysis.claims.rules import RULES, Finding, Judgement, judge
+from analysis.claims.judgement import Finding, Judgement
+from analysis.claims.rules import RULES, judge
 from loadgen.arrivals import Uniform, UniformScript
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.models import MODELS
@@ -220,6 +221,21 @@ def test_byte_floor_is_certain_for_the_weights_of_unspeculated_steps_alone() -> 
 def test_float32_may_have_run_in_tf32() -> None:
     flop = found(judged(energy_wh=0.012, interval_s=0.3, dtype="float32", prefix_cache="off"), "flop-floor")
     assert (flop.status, flop.unless) == ("conditional", ("the products ran in TF32",))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unless"),
+    [
+        ("int4", "the products ran in INT8"),
+        ("float16", "the products were summed in FP16"),
+        ("bfloat16", None),
+    ],
+)
+def test_a_geforce_board_may_have_computed_twice_as_fast(dtype: str, unless: str | None) -> None:
+    """Found: 165.2 TFLOP/s was held against kernels that reach 330.3 (FP16 sums) or 660.6 (INT8)."""
+    stated = {"gpu": "rtx-4090", "dtype": dtype, "prompt_tokens": 500, "output_tokens": 200}
+    flop = found(judged(energy_wh=5.5e-3, interval_s=1.0, prefix_cache="off", **stated), "flop-floor")
+    assert (flop.status, flop.unless) == (("conditional", (unless,)) if unless else ("impossible", ()))
 
 
 @pytest.mark.parametrize(("share", "status"), [(0.99, "impossible"), (1.01, "conditional")])

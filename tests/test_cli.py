@@ -79,6 +79,17 @@ def test_check_prints_the_plan_and_sends_nothing(capsys: pytest.CaptureFixture[s
     assert json.loads(out)["arrivals"] is None
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_leaves_changes_no_exit_status(form: list[str]) -> None:
+    claim = ["lint", "--claim", "gpu=h100-sxm", "interval_s=0.05", "energy_wh=1.1e-3", *form]
+    process = start(*claim)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(60) == 1  # impossible
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -89,7 +100,11 @@ def test_check_prints_the_plan_and_sends_nothing(capsys: pytest.CaptureFixture[s
         (["run", "fixed_50ms", "--clock", "virtual", "--url", "http://127.0.0.1:9"], "--clock virtual"),
         (["run", "fixed_50ms", "--url", "http://127.0.0.1:9"], "nothing answers: connection refused"),
         (["summary", "/nowhere"], "expected a run directory"),
-        (["summary", __file__], "expected a run directory"),
+        (["summary", __file__], "expected a run directory, got a file"),
+        (["analyze", __file__], "expected a run directory, got a file"),
+        (["compare", __file__, __file__, "--metric", "wrong"], "--metric names the headline of --figure"),
+        (["fit", __file__, "--figure", "f.txt"], "expected a file that ends in .svg, .png, .pdf"),
+        (["analyze", __file__, "--format", "csv"], "--format is of the tables of --export"),
         ([], "VERB (see loadgen --help)"),
         (["run"], "SCENARIO (see loadgen run --help)"),
         (["run", "fixed_50ms", "--request-cont", "5"], "--request-cont; did you mean '--request-count'?"),

@@ -16,10 +16,10 @@ from analysis import latency
 from analysis.compare import CompareError, Comparison, Headline, compare
 from analysis.compare.headlines import FIGURES
 from analysis.compare.shared import Pairing, shared
-from analysis.compare.sides import Facts
-from analysis.energy import measure
+from analysis.energy import blocks_of, measure
+from analysis.lint import judge
 from analysis.run import Run
-from analysis.summary import blocks_of
+from analysis.summary import Facts
 from loadgen.types import Domain
 
 N, RATE = 240, 4.0
@@ -95,7 +95,8 @@ def test_the_interval_of_the_energy_ratio_holds_the_truth() -> None:
     def facts(prompts: list[int], seed: int, service_s: float) -> Facts:
         run = queue(arrivals(len(prompts), RATE, seed), prompts, service_s=service_s)
         blocks = blocks_of(run)
-        return Facts(run, {}, blocks, measure(run, blocks.edges_s))
+        parts = measure(run, blocks.edges_s)
+        return Facts(run, blocks, parts, judge(run, parts), {})
 
     energy = next(figure for figure in FIGURES if figure.name == ENERGY)
     truth = (IDLE_W / RATE + 0.05 * ACTIVE_W) / (IDLE_W / RATE + 0.1 * ACTIVE_W)

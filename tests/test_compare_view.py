@@ -16,7 +16,8 @@ from rich.console import Console
 
 from analysis.compare import CompareError, Comparison, compare
 from analysis.compare.table import render
-from analysis.compare.view import as_object, draw, report
+from analysis.compare.view import as_object, report
+from analysis.figures.files import write_forest
 from analysis.run import Run
 from loadgen.errors import RunDirError
 from loadgen.types import Estimate
@@ -108,7 +109,7 @@ def test_flags_are_read_and_mistakes_named(capsys: pytest.CaptureFixture[str]) -
         "--group", "a=runs/1,runs/2", "--group", "b=runs/3", "--tolerance", "0.1", "--figure", "f.SVG"
     )
     assert args.groups == [("a", (Path("runs/1"), Path("runs/2"))), ("b", (Path("runs/3"),))]
-    assert (args.tolerance, args.figure, args.metric) == (0.1, Path("f.SVG"), "energy_per_request_j")
+    assert (args.tolerance, args.figure, args.metric) == (0.1, Path("f.SVG"), None)
     assert parsed("x", "y", "--json").runs == [Path("x"), Path("y")]
     for words, expected in (
         (("--group", "a"), "NAME=RUN,RUN"),
@@ -140,9 +141,9 @@ def test_directories_are_read_grouped_and_refused(
 
 def test_the_figure_is_drawn_or_the_reason_given(found: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    draw(found, "energy_per_request_j", tmp_path / "f.svg")
+    write_forest(found, "energy_per_request_j", tmp_path / "f.svg")
     assert "<svg" in (tmp_path / "f.svg").read_text()
     with pytest.raises(CompareError, match="--metric: expected one of energy_per_request_j, "):
-        draw(found, "energy", tmp_path / "f.svg")
+        write_forest(found, "energy", tmp_path / "f.svg")
     with pytest.raises(CompareError, match="cannot write"):
-        draw(found, "energy_per_request_j", tmp_path / "no" / "f.svg")
+        write_forest(found, "energy_per_request_j", tmp_path / "no" / "f.svg")

@@ -17,11 +17,15 @@ import pytest
 from made_runs import COUNTER, constant, failed, lattice, power, record, run_of
 from rich.console import Console
 
+from analysis.compare import compare
+from analysis.fit import FitError, fit
+from analysis.lint import judge
 from analysis.run import Run
 from analysis.study import Options, Study, as_object, study
 from analysis.study.analyze import analyze
 from analysis.study.scale import Service
 from analysis.study.view import render
+from loadgen.arrivals import describe
 from loadgen.errors import RunDirError
 from loadgen.types import Domain, Reading
 
@@ -96,6 +100,10 @@ def refused(n: int) -> list[Any]:
 # What each makes, and words of the sentence that a reader gets.
 CASES = made(
     no_request_at_all=lambda: (run_of([], loaded(), end_s=None), "nothing was done"),
+    two_records_of_one_id=lambda: (
+        some([*lattice(19, 0.5), record(7, 9.5)]),
+        "1 records have the id of another",
+    ),
     no_request_but_a_window=lambda: (some([]), "no request succeeded"),
     no_success=lambda: (some([failed(k, 0.5 * k) for k in range(20)]), "no request succeeded"),
     all_rejected_at_once=lambda: (
@@ -222,6 +230,28 @@ def test_a_headline_of_no_success_does_not_exist() -> None:
     assert found.spent is not None and found.spent.unseen == 20
     assert found.spent.unattributed_j == pytest.approx(row.energy_j.value, rel=1e-9)
     assert not found.summary["valid"]
+
+
+def test_repeated_ids_are_compared_and_fitted_without_a_traceback() -> None:
+    """Found: rows were looked up by an id that two records had."""
+    good, odd = some(), some([*lattice(19, 0.5), record(7, 9.5)], name="odd")
+    assert compare([good, odd]).headlines and not compare([odd, good]).valid
+    assert "have the id of another" in str(fit([odd]).notes)
+    with pytest.raises(FitError, match=r"fit: made: no request .* no request succeeded"):
+        fit([some([failed(0, 0.0)])])
+
+
+def test_a_stamp_of_another_clock_leaves_nothing_to_hold_a_warm_up_against() -> None:
+    """Found: a division by the 0 requests in flight after the load."""
+    run = some([*lattice(60, 0.3), record(60, 3000.0)], end_s=3000.2)
+    rule = next(r for r in judge(run, {}).rules if r.id == "warm-up")
+    assert rule.verdict == "not judged" and "in flight is 0 after the first" in rule.sentence
+
+
+def test_an_arrival_years_later_is_described_without_a_bin_for_each_second() -> None:
+    """Found: dispersion asked for petabytes."""
+    shape = describe(np.append(np.arange(100.0), 1e15))
+    assert shape.count == 101 and shape.dispersion == pytest.approx(1.0, abs=1e-9)
 
 
 def test_one_request_has_no_interval_and_says_why() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from analysis.attribution import Attribution
 from analysis.attribution.shapley import truth
+from analysis.figures.files import write_residuals
 from analysis.fit import FitError, Model, file, fit, view
 from analysis.run import Run, load_run
 from loadgen.launch import Launch
@@ -217,15 +218,13 @@ def test_a_report_writes_the_model_and_a_figure_a_fit(
     pytest.importorskip("matplotlib")
     few = replace(many, fitted=many.fitted[:2])
     monkeypatch.setattr(view, "fit", lambda runs: few)
-    view.report([mixed_run], output=tmp_path / "m.json", figure=tmp_path / "residuals.svg", as_json=True)
+    view.report([mixed_run], output=tmp_path / "m.json", as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "m.json").read_text())
-    assert {path.name for path in tmp_path.glob("*.svg")} == {
-        "residuals-t_prefill.svg",
-        "residuals-t_decode.svg",
-    }
+    drawn = write_residuals(few, tmp_path / "residuals.svg")
+    assert {path.name for path in drawn} == {"residuals-t_prefill.svg", "residuals-t_decode.svg"}
+    assert set(tmp_path.glob("*.svg")) == set(drawn)
     with pytest.raises(FitError, match="nothing to draw"):
-        few = replace(many, fitted=())
-        view.report([mixed_run], figure=tmp_path / "none.svg")
+        write_residuals(replace(many, fitted=()), tmp_path / "none.svg")
 
 
 def test_every_key_of_the_file_is_documented(model: Model) -> None:

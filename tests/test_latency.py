@@ -7,7 +7,7 @@ import pytest
 from made_runs import failed, lattice, record, run_of
 
 from analysis import latency
-from analysis.summary import blocks_of
+from analysis.energy import blocks_of
 
 
 def test_definitions_on_one_record() -> None:

@@ -72,6 +72,19 @@ LAYERS: list[set[str]] = [
     {"loadgen.cli"},
     {"loadgen.__main__"},
 ]
+# Lowest first; a module or package of `analysis` imports itself and what is below it, never its neighbours.
+ANALYSIS_LAYERS: list[set[str]] = [
+    {"columns", "plain", "progress", "words"},
+    {"console", "run", "stats"},
+    {"floor", "latency", "macro", "server_metrics"},
+    {"absent", "energy", "fail_if", "goodput", "sci"},
+    {"attribution", "claims", "lint", "show", "timeline"},
+    {"fit", "summary", "tables"},
+    {"compare", "envelope"},
+    {"study"},
+    {"figures"},
+    {"report"},
+]
 ANALYSIS_MAY_IMPORT = (
     "loadgen",
     "loadgen.types",
@@ -130,13 +143,15 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             assert node.level == 0, f"{path}: relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                is_module = (ROOT / whole.replace(".", "/")).with_suffix(".py").exists()
+                at = ROOT / whole.replace(".", "/")
+                is_module = at.with_suffix(".py").exists() or (at / "__init__.py").exists()
                 found.append((whole if is_module else str(node.module), id(node) in top))
     return found
 
 
 SOURCES = sorted((ROOT / "loadgen").rglob("*.py"))
 STUDIES = sorted((ROOT / "analysis").rglob("*.py"))
+FACE = ROOT / "analysis" / "__init__.py"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -154,6 +169,25 @@ def test_analysis_sees_only_what_is_pure_or_on_disk(path: Path) -> None:
         if module.split(".")[0] == "loadgen":
             allowed = any(module == name or module.startswith(name + ".") for name in ANALYSIS_MAY_IMPORT[1:])
             assert allowed or module == "loadgen", f"{path.name} imports {module}"
+
+
+def analysis_layer(name: str) -> int:
+    """The layer of a module or package right under `analysis`."""
+    for index, names in enumerate(ANALYSIS_LAYERS):
+        if name in names:
+            return index
+    raise AssertionError(f"analysis.{name} stands in no layer: add it to ANALYSIS_LAYERS")
+
+
+@pytest.mark.parametrize("path", [path for path in STUDIES if path != FACE], ids=module_name)
+def test_analysis_imports_only_what_is_below(path: Path) -> None:
+    here = module_name(path).split(".")[1]
+    for module, _ in imports(path):
+        package, _, rest = module.partition(".")
+        if package == "analysis":
+            there = rest.split(".")[0]
+            assert there, f"{path.name}: import analysis.MODULE, not analysis"
+            assert there == here or analysis_layer(there) < analysis_layer(here), f"{here} imports {module}"
 
 
 @pytest.mark.parametrize("path", SOURCES + STUDIES, ids=module_name)

@@ -132,7 +132,10 @@ def _rate(value: float, half: float | None) -> Estimate:
         (_rate(20.0, 0.1), _rate(20.1, 0.1), True, "equal within 5 %"),
         (_rate(20.0, 0.1), _rate(15.0, 0.1), False, "NOT equal"),
         (_rate(20.0, 2.0), _rate(20.0, 2.0), None, "cannot be told"),
-        (_rate(20.0, None), _rate(20.5, None), True, "by the values alone"),
+        (_rate(20.0, None), _rate(20.5, 0.1), None, "by the values alone: without an interval it cannot"),
+        (_rate(20.0, None), _rate(20.0, None), True, "by the values alone"),
+        (_rate(20.0, None), _rate(30.0, None), False, "by the values alone"),
+        (stats.exact(20.0, "1/s", 9, "x"), stats.exact(20.5, "1/s", 9, "x"), True, "by the values alone"),
         (_rate(20.0, 0.1), stats.missing("1/s", "nothing was sent"), None, "nothing was sent"),
     ],
 )

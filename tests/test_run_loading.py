@@ -162,6 +162,12 @@ def _with(**changes: Any) -> dict[str, Any]:
         (_with(chunk_tokens=None), "chunk_tokens: expected a list of numbers"),
         (_with(chunk_s=[None], chunk_tokens=[1]), "chunk_s: expected a list of numbers"),
         (_with(server_times=None), "server_times: expected an object"),
+        (_with(prompt_tokens=1e308), "prompt_tokens: expected a number of at most 1e.15"),
+        (_with(output_tokens=-5), "output_tokens: expected a count, 0 or more"),
+        (_with(done_s=0.55), "done_s: expected no sooner than first_s"),
+        (_with(first_s=0.4), "first_s: expected no sooner than sent_s"),
+        (_with(first_s=None, done_s=-1.0), "done_s: expected no sooner than sent_s"),
+        (_with(chunk_s=[1e300], chunk_tokens=[1]), "chunk_s: expected a list of numbers"),
     ],
 )
 def test_a_damaged_record_is_one_sentence_with_its_place(tmp_path: Path, bad: Any, why: str) -> None:
@@ -182,6 +188,11 @@ def test_a_damaged_record_is_one_sentence_with_its_place(tmp_path: Path, bad: An
         ("plan", {"id": 0, "due_s": [0.0]}, "due_s: expected a number or null"),
         ("boards", {"t_s": 1.0, "domain": "gpu0", "colour": "green"}, "colour"),
         ("metrics", {"running": 1.0}, "t_s"),
+        ("metrics", {"t_s": 1.0, "output_tokens": [1.0]}, r"output_tokens: expected a number, got \[1.0\]"),
+        ("metrics", {"t_s": None}, "t_s: expected a number, got None"),
+        ("boards", {"t_s": 1.0, "domain": "gpu0", "sm_clock_mhz": "fast"}, "sm_clock_mhz: expected a number"),
+        ("power", {"t_s": 1.0, "domain": "gpu0", "power_w": -1e308}, "power_w: expected a number of at most"),
+        ("plan", {"id": 0, "prompt_tokens": -1}, "prompt_tokens: expected a count"),
     ],
 )
 def test_damage_in_the_other_files_is_told_likewise(tmp_path: Path, file: str, bad: Any, why: str) -> None:

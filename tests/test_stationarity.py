@@ -89,12 +89,6 @@ def test_the_window_begins_when_the_last_series_has_settled_and_names_the_one_th
     assert str(drifting.reason).startswith("power: not stationary")
 
 
-def test_fixed_windows() -> None:
-    window = stationarity.fixed_window(0.0, 100.0, 30.0, 5.0)
-    assert (window.start_s, window.end_s) == (30.0, 95.0)
-    assert "nothing of the 20 s" in str(stationarity.fixed_window(0.0, 20.0, 30.0).reason)
-
-
 def test_in_flight_counts_the_time_of_every_request_in_each_bin() -> None:
     edges_s = np.array([0.0, 1.0, 2.0, 4.0])
     sent_s, done_s = np.array([-1.0, 0.5, 1.0]), np.array([0.25, 3.0, 2.0])

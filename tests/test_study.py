@@ -17,12 +17,13 @@ from made_runs import COUNTER, INSTANT, constant, failed, lattice, power, record
 from rich.console import Console
 
 from analysis.attribution import METHODS
+from analysis.energy import blocks_of, measure_window, systematics
+from analysis.energy.meter import Meter, meters
 from analysis.fit import fit, write_model
 from analysis.run import Run, load_run
-from analysis.study import Options, Study, as_object, study, systematics, write
+from analysis.study import Options, Study, as_object, study, write
 from analysis.study import findings as study_module
 from analysis.study.analyze import analyze, options_of
-from analysis.study.meter import meters
 from analysis.study.scale import Service
 from analysis.study.view import render
 from loadgen.errors import ConfigError, LoadgenError
@@ -231,8 +232,12 @@ def test_weights_of_a_fit_are_taken_and_those_of_another_board_are_told(mixed: S
 # Uncertainty that more requests do not average out
 
 
+def gpu_meter(run: Run) -> Meter:
+    return meters(run, measure_window(run, blocks_of(run)))["gpu"]
+
+
 def systematic_of(run: Run, start_s: float, end_s: float) -> dict[str, float]:
-    found = systematics.of_window(run, meters(run)["gpu"], start_s, end_s)
+    found = systematics.of_window(run, gpu_meter(run), start_s, end_s)
     assert not isinstance(found, str)
     return {part.name: part.half_width for part in found.components}
 
@@ -254,7 +259,7 @@ def test_gain_clock_and_edges_are_told_apart() -> None:
     unknown = sidecar | {"clock": clock | {"end": None, "drift_ppm": None, "bound_s": None}}
     blind = systematics.of_window(
         run_of(lattice(60, 0.5), steps(200.0, 600.0, 150.0), **(options | {"sidecars": [unknown]})),
-        meters(run)["gpu"],
+        gpu_meter(run),
         5.0,
         15.0,
     )

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from analysis import fail_if
 from analysis.run import Run, load_run
-from analysis.show import number, quantity, render
+from analysis.show import render
 from analysis.summary import summarize
+from analysis.words import number, quantity
 from loadgen.errors import ConfigError, RunDirError
 from loadgen.rundir import reading_row, record_row
 

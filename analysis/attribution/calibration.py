@@ -143,7 +143,7 @@ def ridge(
         weight = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(residual), 1e-300))
     free = value > 0
     error = np.zeros(m)
-    error[free] = np.sqrt(np.diag(np.linalg.pinv(a[np.ix_(free, free)])))
+    error[free] = np.sqrt(np.maximum(np.diag(np.linalg.pinv(a[np.ix_(free, free)])), 0.0))
     total, left = float(np.sum((y - y.mean()) ** 2)), float(np.sum((y - x @ value) ** 2))
     varies = total > 1e-12 * float(np.sum(y**2))
     return value, error, 1.0 - left / total if varies else float("nan")

@@ -137,6 +137,11 @@ class Attribution:
             raise AttributionError(f"attribution: expected one of {', '.join(METHODS)}, got {method}")
         if run.end_s is None or run.end_s <= 0:
             raise AttributionError("attribution: nothing was done in this run")
+        again = int(pd.concat([run.warmups["id"], run.requests["id"]]).duplicated().sum())
+        if again:
+            raise AttributionError(
+                f"attribution: {again} records have the id of another: whose they are is not told"
+            )
         self.method: Method = method
         self.run = run
         self.did = activity(run) if did is None else did

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from analysis.words import J_PER_WH
 from loadgen.errors import ConfigError
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES, Dtype
@@ -23,7 +24,6 @@ from loadgen.physics.models import MODELS, Transformer, read_config
 
 T = TypeVar("T")
 
-J_PER_WH = 3600.0
 
 KEYS = (
     "gpu",

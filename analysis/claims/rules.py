@@ -21,15 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from analysis import floor
-from analysis.claims.claim import J_PER_WH, Claim
-from analysis.show import quantity
+from analysis.claims.claim import Claim
+from analysis.claims.judgement import Finding, Judgement, Status
+from analysis.words import J_PER_WH, quantity
 from loadgen.physics.hardware import Gpu
 from loadgen.physics.models import Transformer
-
-Status = Literal["holds", "doubtful", "conditional", "impossible", "not judged"]
 
 OVER_LIMIT = 1.05
 _CACHED = "prompts were cached"
@@ -37,60 +35,6 @@ _SPECULATED = "tokens were speculated"
 _SHRUNK = "the KV cache was quantised"
 _TF32 = "the products ran in TF32"
 _CONTEXT = "a CUDA context adds 26-50 W on HBM boards (arXiv 2605.23918)"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One rule's word on a claim. Energies are joules per request, powers watts per board.
-
-    ``bound`` is the rule's nominal bound with nothing conceded. ``sure`` is what
-    the figure must be below (above, for mean-power) to be ``impossible``;
-    ``conditional`` is impossible unless one of ``unless`` is so. Both None where
-    the rule was not judged. ``words`` is the rule's word in short ("below the FLOP
-    floor unless prompts were cached"), ``detail`` the figures behind it.
-    """
-
-    rule: str
-    status: Status
-    unit: Literal["J", "W"]
-    figure: float
-    bound: float | None
-    sure: float | None
-    unless: tuple[str, ...]
-    equation: str
-    reference: str
-    words: str
-    detail: str
-
-    @property
-    def reason(self) -> str:
-        return f"{self.words}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """``possible`` is the absence of an ``impossible`` finding; the others qualify it."""
-
-    claim: Claim
-    findings: tuple[Finding, ...]
-
-    @property
-    def possible(self) -> bool:
-        return not self._with("impossible")
-
-    def _with(self, *status: Status) -> list[Finding]:
-        return [finding for finding in self.findings if finding.status in status]
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: what the figure is below, and what that hangs on."""
-        if not self.possible:
-            against = self._with("impossible", "conditional")
-            return f"impossible: {'; '.join(finding.words for finding in against)}"
-        if doubts := self._with("conditional", "doubtful"):
-            return f"possible, but {'; '.join(finding.words for finding in doubts)}"
-        judged = len(self.findings) - len(self._with("not judged"))
-        return f"possible: within all {judged} bounds judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +176,23 @@ def _reply(claim: Claim) -> float:
     return 1.0 if claim.output_tokens is None else claim.output_tokens
 
 
-def _busy_by_flop_s(claim: Claim, model: Transformer, cached_tokens: float, *, tf32: bool = False) -> float:
+def _faster(claim: Claim) -> tuple[tuple[str, float], ...]:
+    """What else the products may have run in, and the board's peak then; TF32 at half the 16-bit rate."""
+    if claim.dtype is None:
+        return ()
+    if claim.dtype.rate == "float32":
+        return ((_TF32, claim.gpu.peak_flop_per_s["bfloat16"] / 2),)
+    return floor.other_arithmetic(claim.gpu, claim.dtype)
+
+
+def _busy_by_flop_s(
+    claim: Claim, model: Transformer, cached_tokens: float, faster: Sequence[tuple[str, float]] = ()
+) -> float:
     gpu = claim.gpu
     peaks = gpu.peak_flop_per_s
-    # A server that hides its format may use the board's fastest; TF32 runs at half the 16-bit rate.
+    # A server that hides its format may use the board's fastest.
     peak = max(peaks.values()) if claim.dtype is None else peaks[claim.dtype.rate_on(gpu)]
-    if tf32:
-        peak = max(peak, peaks["bfloat16"] / 2)
+    peak = max([peak, *(other for _, other in faster)])
     assert claim.prompt_tokens is not None
     return floor.request_flop(model, claim.prompt_tokens, _reply(claim), cached_tokens) / peak
 
@@ -259,11 +213,11 @@ def _flop(claim: Claim) -> Finding:
         return _not_judged(claim, rule, equation, missing)
     assert claim.model is not None
     assert claim.cached_tokens is not None
-    tf32 = claim.dtype is not None and claim.dtype.rate == "float32"
+    faster = _faster(claim)
     open_ = [] if claim.cached_tokens.known else [_CACHED]
-    open_ += [_TF32] if tf32 else []
+    open_ += [words for words, _ in faster]
     busy_s = _busy_by_flop_s(claim, claim.model, claim.cached_tokens.least)
-    least_s = _busy_by_flop_s(claim, claim.model, claim.cached_tokens.most, tf32=tf32)
+    least_s = _busy_by_flop_s(claim, claim.model, claim.cached_tokens.most, faster)
     return _by_work(claim, rule, equation, _flop_reference(claim), busy_s, least_s, open_)
 
 

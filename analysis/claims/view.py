@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from analysis.claims.claim import J_PER_WH, Claim, parse_claim
-from analysis.claims.rules import Finding, Judgement, judge
-from analysis.show import quantity
+from analysis.claims.claim import Claim, parse_claim
+from analysis.claims.judgement import Finding, Judgement
+from analysis.claims.rules import judge
+from analysis.console import bare_table, line
+from analysis.words import J_PER_WH, quantity
 
 _STYLES = {"impossible": "red", "conditional": "yellow", "doubtful": "yellow", "holds": "green"}
 
@@ -76,22 +77,20 @@ def as_object(judgement: Judgement) -> dict[str, Any]:
 
 def render(judgement: Judgement, console: Console) -> None:
     """The claim, a table of the rules, each rule's reason with its source, the verdict last."""
-    _line(console, "claim  ", _stated(judgement.claim))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("rule", "word", "claimed", "bound", "impossible beyond"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("rule", "word") else "right")
+    line(console, "claim  ", _stated(judgement.claim))
+    table = bare_table("rule", "word", "claimed", "bound", "impossible beyond", left=2)
     for finding in judgement.findings:
         figures = (finding.figure, finding.bound, finding.sure)
         word = Text(finding.status, style=_STYLES.get(finding.status, "dim"))
         table.add_row(finding.rule, word, *(_figure(finding, value) for value in figures))
     console.print(table, highlight=False)
     for finding in judgement.findings:
-        _line(console, f"{finding.rule}  ", finding.reason)
+        line(console, f"{finding.rule}  ", finding.reason)
         source = f"; {finding.reference}" if finding.reference else ""
         console.print(
             Padding(Text(f"{finding.equation}{source}", style="dim"), (0, 0, 0, 2)), highlight=False
         )
-    _line(console, "verdict  ", judgement.verdict, "green" if judgement.possible else "red")
+    line(console, "verdict  ", judgement.verdict, "green" if judgement.possible else "red")
 
 
 def _stated(claim: Claim) -> str:
@@ -116,9 +115,3 @@ def _shown(finding: Finding, value: float | None) -> float | None:
 
 def _figure(finding: Finding, value: float | None) -> str:
     return quantity(_shown(finding, value), "Wh" if finding.unit == "J" else "W")
-
-
-def _line(console: Console, label: str, text: str, style: str = "") -> None:
-    line = Text(label, style=f"bold {style}".strip())
-    line.append(Text(text, style=style or "not bold"))
-    console.print(line, highlight=False, soft_wrap=False)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from analysis import stats
 from analysis.compare.headlines import Figure, value_of
 from analysis.compare.shared import Pairing
-from analysis.compare.sides import Facts, Side
+from analysis.compare.sides import Side, started_s
 from analysis.stats import pairs
 from analysis.stats.pairs import Compared
+from analysis.summary import Facts
 from loadgen.types import Estimate
 
 
@@ -40,7 +41,7 @@ def set_against(figure: Figure, a: Side, b: Side, pairing: Pairing | None) -> tu
         found = [value_of(figure, facts) for facts in side.facts]
         gone = _gone(figure, side, found)
         if gone is not None:
-            return Compared(gone, stats.missing("1", gone.method.removeprefix("unavailable: ")), None), "none"
+            return Compared(gone, stats.missing("1", stats.reason_of(gone.method)), None), "none"
         values.append([e.value for e in found if e.value is not None])
     if len(values[0]) != len(values[1]):
         return pairs.independent_runs(values[0], values[1], figure.unit), "independent runs"
@@ -66,7 +67,7 @@ def _gone(figure: Figure, side: Side, found: Sequence[Estimate]) -> Estimate | N
     """The missing estimate of a side of which a run has no value."""
     for facts, estimate in zip(side.facts, found, strict=True):
         if estimate.value is None:
-            why = estimate.method.removeprefix("unavailable: ")
+            why = stats.reason_of(estimate.method)
             return stats.missing(figure.unit, f"{facts.run.path.name}: {why}", len(found))
     return None
 
@@ -77,7 +78,7 @@ def couple(a: Sequence[Facts], b: Sequence[Facts]) -> tuple[list[tuple[int, int]
     As many of A as of B.
     """
     n = len(a)
-    started = [[facts.started_s for facts in side] for side in (a, b)]
+    started = [[started_s(facts.run) for facts in side] for side in (a, b)]
     known = [[s for s in own if s is not None] for own in started]
     dated = all(len(own) == n for own in known)
     # A simulated board has no temperature that could drift from run to run.

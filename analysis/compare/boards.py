@@ -10,14 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from analysis import energy
-from analysis.compare.sides import Facts, Side
-from analysis.floor import gpu_of
+from analysis.compare.sides import Side
+from analysis.energy import systematics
+from analysis.energy.meter import Meter
 from analysis.stats.systematic import Board, Component, Distribution, Systematic, combine, of_ratio
-from analysis.study import systematics
-from analysis.study.meter import Meter
-
-_GAIN = "gain of "
+from analysis.summary import Facts
 
 
 def of_sides(a: Side, b: Side) -> Systematic | str:
@@ -52,21 +49,17 @@ def _of_run(facts: Facts) -> tuple[list[Board], Systematic] | str:
     part, run = facts.parts.get("gpu"), facts.run
     if part is None or part.total_j is None or run.end_s is None:
         return (part.reason if part is not None else None) or "no GPU energy"
-    whole = systematics.of_window(run, Meter(run, "gpu", part), 0.0, run.end_s)
-    if isinstance(whole, str):
-        return whole
-    rest = [c for c in whole.components if not c.name.startswith(_GAIN)]
-    unknown = [m for m in whole.missing if not m.startswith(_GAIN)]
-    gpu, rows = gpu_of(run), {row.get("domain"): row for row in run.manifest.get("gpus") or ()}
+    rest = systematics.of_window(run, Meter(run, "gpu", part), 0.0, run.end_s, gains=False)
+    if isinstance(rest, str):
+        return rest
     boards = []
     for board in part.boards:
-        name = energy.board_of(board.domain) or board.domain
-        uuid = (rows.get(name) or {}).get("uuid") or f"{name} of {run.path.name}, no UUID"
-        gain = None if gpu is None else gpu.sensor_gain_error
+        name, uuid, gain_error = systematics.identity(run, board.domain)
+        uuid = uuid or f"{name} of {run.path.name}, no UUID"
         if board.label == "simulated":  # its constants are named as missing, for the board as a whole
-            uuid, gain = "simulated boards", 0.0
-        boards.append(Board(str(uuid), board.total_j or 0.0, gain))
-    return boards, replace(whole, components=tuple(rest), missing=tuple(unknown))
+            uuid, gain_error = "simulated boards", 0.0
+        boards.append(Board(uuid, board.total_j or 0.0, gain_error))
+    return boards, rest
 
 
 def _together(parts: Sequence[Systematic], name: str) -> Systematic:

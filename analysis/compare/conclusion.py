@@ -8,8 +8,8 @@ from analysis.compare.comparison import Headline
 from analysis.compare.listed import Listed
 from analysis.compare.load import SameLoad
 from analysis.compare.sides import Side
-from analysis.show import quantity
 from analysis.stats.systematic import Systematic
+from analysis.words import quantity
 
 _MOST_KEYS = 4
 _NOT_OF_LOAD = ("hardware", "server", "protocol", "clock", "sampling", "scenario")

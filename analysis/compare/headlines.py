@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from analysis import stats
-from analysis.compare.sides import Facts
 from analysis.energy import Label
 from analysis.stats import Blocks
+from analysis.summary import Facts
 from loadgen.types import Estimate, Floats
 
 Kind = Literal["gpu", "cpu", "ram", "latency", "throughput"]

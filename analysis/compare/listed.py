@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.compare.sides import Side, printable
+from analysis.compare.sides import Side
 from analysis.run import Run
+from analysis.words import printable
 
 Section = Literal["hardware", "server", "protocol", "clock", "sampling", "load", "scenario", "software"]
 SECTIONS: tuple[Section, ...] = (

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import stats
-from analysis.compare.sides import Facts, Side
+from analysis.compare.sides import Side
 from analysis.stats import pairs
 from analysis.stats.equal_load import Verdict, same_load
+from analysis.summary import Facts
 from loadgen.arrivals import Shape, describe
 from loadgen.types import Estimate, Floats
 

@@ -21,12 +21,12 @@ import pandas as pd
 
 from analysis import energy
 from analysis.compare.headlines import ACTIVE, IDLE, Figure
-from analysis.compare.sides import Facts
 from analysis.energy import Part
 from analysis.run import Run
 from analysis.stats import LEVEL, Blocks, Ints, autocorrelation, paired
 from analysis.stats.blocks import FEWEST_BLOCKS, MOST_BLOCKS, PERIODS_PER_BLOCK, REQUESTS_PER_BLOCK
 from analysis.stats.pairs import Compared
+from analysis.summary import Facts
 from loadgen.types import Floats
 
 DRAWN = ("synthetic", "trace")
@@ -97,6 +97,8 @@ class Pairing:
     def _latency(self, figure: Figure) -> Compared | str:
         column = _MEDIANS.get(figure.name, "ttft")
         a, b = (frame[column].dropna() for frame in self._latencies)
+        if a.index.has_duplicates or b.index.has_duplicates:
+            return "several records have one id"
         only = len(a.index.symmetric_difference(b.index))
         if only:
             return f"{only} requests have this latency in one of the runs only"
@@ -129,7 +131,7 @@ class Pairing:
     def _ratio(self, figure: Figure) -> Compared | str:
         if isinstance(self._groups, str):
             return self._groups
-        sums = [self._groups.sums(figure, facts, i) for i, facts in enumerate(self._sides)]
+        sums = [self._groups.sums(figure, i) for i in (0, 1)]
         first, second = sums
         if first is None or second is None:
             return "a run has no energy of its groups of requests"
@@ -166,7 +168,7 @@ class Groups:
     tokens: tuple[Floats | None, Floats | None]
     parts: tuple[Mapping[Part, energy.PartEnergy], Mapping[Part, energy.PartEnergy]]
 
-    def sums(self, figure: Figure, facts: Facts, i: int) -> tuple[Floats, Floats] | None:
+    def sums(self, figure: Figure, i: int) -> tuple[Floats, Floats] | None:
         """(top, bottom) of the headline's ratio in each group, (K,) each, in the i-th run."""
         durations_s = np.diff(self.edges_s[i])
         tokens = self.tokens[i]

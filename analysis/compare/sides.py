@@ -1,43 +1,21 @@
-"""What is compared: runs looked at once each, and sides made of one run or of several alike."""
+"""What is compared: sides made of one run or of several alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import orjson
 
-from analysis import energy
-from analysis.energy import Part, PartEnergy
 from analysis.run import Run
-from analysis.stats import Blocks
-from analysis.summary import blocks_of, summarize
+from analysis.summary import Facts, look
+from analysis.words import printable
 from loadgen.errors import LoadgenError
 
 
 class CompareError(LoadgenError):
     """These runs cannot be compared so; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A run, its summary (`analysis.summary`), joint time blocks and energies of them."""
-
-    run: Run
-    summary: Mapping[str, Any]
-    blocks: Blocks
-    parts: Mapping[Part, PartEnergy]
-
-    @property
-    def started_s(self) -> float | None:
-        """Wall time at which the run began, seconds since 1970; None when the manifest does not say."""
-        try:
-            said = str((self.run.manifest.get("anchors") or {})["wall_utc"])
-            return datetime.fromisoformat(said).timestamp()
-        except (KeyError, ValueError):
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +47,13 @@ class Side:
         return not self.reasons
 
 
-def look(run: Run) -> Facts:
-    """Reads off a run what comparing needs. Never raises for missing data."""
-    blocks = blocks_of(run)
-    parts = energy.measure(run, blocks.edges_s) if run.end_s else {}
-    return Facts(run, summarize(run), blocks, parts)
+def started_s(run: Run) -> float | None:
+    """Wall time at which the run began, seconds since 1970; None when the manifest does not say."""
+    try:
+        said = str((run.manifest.get("anchors") or {})["wall_utc"])
+        return datetime.fromisoformat(said).timestamp()
+    except (KeyError, ValueError):
+        return None
 
 
 def sides_of(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]] | None = None) -> tuple[Side, ...]:
@@ -122,11 +102,6 @@ def _repeats(run: Run) -> bytes:
     plain = {key: value for key, value in scenario.items() if key != "seed"}
     where = [run.manifest.get(key) for key in ("server", "protocol", "gpus", "host", "packages")]
     return orjson.dumps([plain, where], option=orjson.OPT_SORT_KEYS)
-
-
-def printable(text: str) -> str:
-    """One line that cannot steer a terminal: names come from servers and files."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from string import ascii_uppercase
 
@@ -12,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.compare.comparison import Against, Comparison, Headline
-from analysis.compare.sides import printable
-from analysis.show import interval, number, quantity
+from analysis.console import bare_table, line
+from analysis.words import PREFIXED, in_one_scale, interval, number, printable, quantity
 from loadgen.types import Estimate
 
 WIDE = 110
-_PREFIXED = ("s", "J", "W")
 _KINDS = {
     "gpu": "GPU energy",
     "cpu": "host energy",
@@ -25,7 +23,6 @@ _KINDS = {
     "latency": "latency",
     "throughput": "throughput",
 }
-_SCALES = ((1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
 _NONE, _ONE_SIDE = "no interval: ", "one side has none ("
 _STYLES = {"equal": "green", "not equal": "red", "cannot be told": "yellow"}
 
@@ -56,38 +53,38 @@ def _sides(comparison: Comparison, console: Console) -> None:
     invalid = [side for side in comparison.sides if not side.valid]
     for side in invalid:
         for reason in side.reasons:
-            _line(console, "INVALID  ", f"{side.name}: {reason}", "red")
+            line(console, "INVALID  ", f"{side.name}: {reason}", "red")
     if not invalid:
-        _line(console, "valid  ", "every run", "green")
+        line(console, "valid  ", "every run", "green")
     for note in comparison.notes:
-        _line(console, "note  ", note, "yellow")
+        line(console, "note  ", note, "yellow")
     for i, side in enumerate(comparison.sides):
         words = [side.name, *(["the reference"] if i == 0 else []), *([] if side.valid else ["INVALID"])]
         if len(side.runs) > 1:
             words.append(f"{len(side.runs)} runs, {side.why}")
         ok, sent = (sum(len(getattr(run, what)) for run in side.runs) for what in ("ok", "requests"))
         words.append(f"{ok:,} of {sent:,} requests succeeded")
-        _line(
+        line(
             console, f"{_letter(i)}  ", f"{', '.join(words)}: {', '.join(run.path.name for run in side.runs)}"
         )
 
 
 def _against(comparison: Comparison, i: int, one: Against, console: Console) -> None:
     a, b = _letter(0), _letter(i + 1)
-    _line(console, f"{b} against {a}  ", one.conclusion)
+    line(console, f"{b} against {a}  ", one.conclusion)
     console.print(_table(comparison, i, wide=console.width >= WIDE), highlight=False)
     console.print(
         Text("* told from no difference at 5 % after Holm's correction", style="dim"), highlight=False
     )
-    _line(console, "pairing  ", one.shared)
-    _line(console, "load  ", one.load.word, _STYLES[one.load.word])
+    line(console, "pairing  ", one.shared)
+    line(console, "load  ", one.load.word, _STYLES[one.load.word])
     for sentence in (*one.load.verdict.sentences, one.load.shape):
         console.print(Padding(Text(printable(sentence)), (0, 0, 0, 2)), highlight=False)
-    _line(console, "systematic  ", f"{systematic_sentence(one)} (not in the intervals)")
+    line(console, "systematic  ", f"{systematic_sentence(one)} (not in the intervals)")
     for reason in _without_interval(comparison.headlines, i):
-        _line(console, "no interval  ", reason, "dim")
+        line(console, "no interval  ", reason, "dim")
     for note in one.notes:
-        _line(console, "note  ", note, "yellow")
+        line(console, "note  ", note, "yellow")
 
 
 def _table(comparison: Comparison, i: int, *, wide: bool) -> Table:
@@ -96,7 +93,7 @@ def _table(comparison: Comparison, i: int, *, wide: bool) -> Table:
         f"{letter}{'' if side.valid else ' invalid'}"
         for letter, side in ((a, comparison.sides[0]), (b, comparison.sides[i + 1]))
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, no_wrap=True, justify="right")
@@ -125,7 +122,7 @@ def _table(comparison: Comparison, i: int, *, wide: bool) -> Table:
 def _value(estimate: Estimate) -> str:
     if estimate.value is None:
         return "-"
-    if estimate.unit in _PREFIXED:
+    if estimate.unit in PREFIXED:
         return quantity(estimate.value, estimate.unit)
     return f"{number(estimate.value)}{'/s' if estimate.unit == '1/s' else ''}"
 
@@ -134,27 +131,16 @@ def _difference(estimate: Estimate) -> str:
     if estimate.value is None:
         return "-"
     ends = [x for x in (estimate.value, estimate.low, estimate.high) if x is not None]
-    largest = max(abs(x) for x in ends)
-    scale, prefix = next(
-        (s for s in _SCALES if largest >= s[0] and (s[0] <= 1 or estimate.unit != "s")), _SCALES[-1]
-    )
-    if estimate.unit not in _PREFIXED or largest == 0:
-        scale, prefix = 1.0, ""
+    scale, prefix, decimals = in_one_scale(ends, estimate.unit)
     unit = {"1": "", "1/s": "/s"}.get(estimate.unit, f" {prefix}{estimate.unit}")
-    decimals = 0 if largest == 0 else max(0, 2 - math.floor(math.log10(largest / scale)))
-    value, *interval = (f"{x / scale + 0.0:+,.{decimals}f}" for x in ends)
-    return f"{value}{unit}" + (f" [{', '.join(interval)}]" if len(interval) == 2 else "")
+    value, *spread = (f"{x / scale + 0.0:+,.{decimals}f}" for x in ends)
+    return f"{value}{unit}" + (f" [{', '.join(spread)}]" if len(spread) == 2 else "")
 
 
 def _ratio(estimate: Estimate) -> str:
     if estimate.value is None:
         return "-"
-    return f"{number(estimate.value, 4)} {_interval(estimate, 4)}".rstrip()
-
-
-def _interval(estimate: Estimate, digits: int = 3) -> str:
-    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "unit": estimate.unit}
-    return interval(ends, digits=digits)
+    return f"{number(estimate.value, 4)} {interval(estimate, digits=4)}".rstrip()
 
 
 def _p(p: float | None) -> str:
@@ -180,9 +166,9 @@ def _without_interval(headlines: Sequence[Headline], i: int) -> list[str]:
 def _listed(comparison: Comparison, console: Console) -> None:
     console.print()
     if not comparison.listed:
-        _line(console, "differences  ", "none in hardware, server, sampling, scenario and software")
+        line(console, "differences  ", "none in hardware, server, sampling, scenario and software")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     table.add_column("what differs", overflow="fold")
     for i in range(len(comparison.sides)):
         table.add_column(_letter(i), overflow="fold")
@@ -193,9 +179,3 @@ def _listed(comparison: Comparison, console: Console) -> None:
             table.add_row(Text(section, style="dim italic"))
         table.add_row(Text(row.key), *(Text(value) for value in row.values))
     console.print(table, highlight=False)
-
-
-def _line(console: Console, label: str, text: str, style: str = "") -> None:
-    line = Text(label, style=f"bold {style}".strip())
-    line.append(Text(printable(text), style="" if style in ("green", "yellow") else style or "not bold"))
-    console.print(Padding(line, 0), highlight=False)

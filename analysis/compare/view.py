@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from analysis.compare.compare import compare
 from analysis.compare.comparison import LEVEL, Against, Comparison, Headline
 from analysis.compare.sides import CompareError, Side
 from analysis.compare.table import render, systematic_sentence
+from analysis.plain import plain
 from analysis.progress import working
 from analysis.run import Run, load_run
 
@@ -24,12 +24,12 @@ def report(
     *,
     tolerance: float,
     as_json: bool,
-    figure: Path | None = None,
-    metric: str = "energy_per_request_j",
+    draw: Callable[[Comparison], object] | None = None,
 ) -> bool:
     """Compares run directories and prints the result on stdout; whether every run is valid.
 
-    Raises RunDirError for what is no run, CompareError for what cannot be compared or drawn.
+    ``draw`` sees the comparison before anything is printed, so that stdout is empty when it fails.
+    Raises RunDirError for what is no run, CompareError for what cannot be compared.
     """
     names = [name for name, _ in groups]
     if len(set(names)) < len(names):
@@ -42,33 +42,13 @@ def report(
             groups={name: [loaded[path] for path in members] for name, members in groups} or None,
             tolerance=tolerance,
         )
+    if draw is not None:
+        draw(found)
     if as_json:
         print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
     else:
         render(found, Console())
-    if figure is not None:
-        draw(found, metric, figure)
     return found.valid
-
-
-def draw(comparison: Comparison, metric: str, path: Path) -> None:
-    """Writes the forest plot of a headline's ratios. Raises CompareError when there is nothing to draw."""
-    if comparison.headline(metric) is None:
-        known = ", ".join(h.name for h in comparison.headlines)
-        raise CompareError(f"compare: --metric: expected one of {known}; got {metric}")
-    try:
-        from analysis import figures
-
-        drawn = figures.forest(comparison, metric)
-        if drawn is None:
-            raise CompareError(f"compare: --figure: there is no ratio of {metric} to draw")
-        figures.save(drawn, path)
-    except ImportError as exc:
-        raise CompareError(
-            f"compare: --figure needs matplotlib: pip install 'loadgen[report]' ({exc})"
-        ) from exc
-    except OSError as exc:
-        raise CompareError(f"compare: --figure: cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def as_object(comparison: Comparison) -> dict[str, Any]:
@@ -115,12 +95,12 @@ def _row(headline: Headline, others: Sequence[Side]) -> dict[str, Any]:
     return {
         **{key: getattr(headline, key) for key in ("name", "unit", "kind", "label")},
         "title": headline.title.strip(),
-        "values": [asdict(value) for value in headline.values],
+        "values": plain(headline.values),
         "against": [
             {
                 "side": side.name,
-                "difference": asdict(headline.differences[i]),
-                "ratio": asdict(headline.ratios[i]),
+                "difference": plain(headline.differences[i]),
+                "ratio": plain(headline.ratios[i]),
                 "p": headline.p[i],
                 "p_adjusted": headline.p_adjusted[i],
                 "told": headline.told(i),

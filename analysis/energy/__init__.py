@@ -1,12 +1,8 @@
 """The energy of a window, read from the series of a run."""
 
+from analysis.energy.measured import PARTS, BoardEnergy, Label, Part, PartEnergy
 from analysis.energy.parts import (
     COVERED_PERIODS,
-    PARTS,
-    BoardEnergy,
-    Label,
-    Part,
-    PartEnergy,
     apart,
     board_of,
     curve,
@@ -15,6 +11,7 @@ from analysis.energy.parts import (
     spacing_s,
     update_of,
 )
+from analysis.energy.window import blocks_of, measure_window
 
 __all__ = [
     "BoardEnergy",
@@ -24,9 +21,11 @@ __all__ = [
     "Part",
     "PartEnergy",
     "apart",
+    "blocks_of",
     "board_of",
     "curve",
     "measure",
+    "measure_window",
     "ran_backwards",
     "spacing_s",
     "update_of",

@@ -24,7 +24,7 @@ def within(
     if domain.update_s is not None and domain.update_s >= PASSED_ON_S:
         slow = f"{domain.name} is renewed every {domain.update_s:.3g} s"
         return None, f"{slow}, by a program that passes it on: how old a new value is, is not known"
-    clock_s, why = _clock_bound_s(run, domain.name)
+    clock_s, why = clock_bound_s(run, domain.name)
     if why is not None:
         return None, why
     t_s, value = integral.in_order(series.t_s, series.value)
@@ -34,7 +34,7 @@ def within(
     return within_j, None
 
 
-def _clock_bound_s(run: Run, domain: str) -> tuple[float, str | None]:
+def clock_bound_s(run: Run, domain: str) -> tuple[float, str | None]:
     """How far off the clock of a domain's sidecar may be; 0 for what this host read itself."""
     for row in run.manifest.get("sidecars") or ():
         if domain in (row.get("domains") or ()):

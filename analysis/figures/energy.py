@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.attribution import Attributed
-from analysis.energy import PARTS, Part, PartEnergy
+from analysis.energy import PARTS, Part, PartEnergy, blocks_of
 from analysis.figures.axes import limits, log_axis, number_axis
 from analysis.figures.style import (
     AMBER,
@@ -29,9 +29,8 @@ from analysis.figures.style import (
 )
 from analysis.figures.words import count, labelled, prefixed, span, why_no_interval
 from analysis.run import Run
-from analysis.show import number
 from analysis.stats import Blocks
-from analysis.summary import blocks_of
+from analysis.words import number
 from loadgen.types import Estimate
 
 if TYPE_CHECKING:
@@ -256,6 +255,8 @@ _LOOK = {
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.2g} %"
 
 
@@ -277,7 +278,7 @@ def _bounds(
 def _components(
     part: Part, total_j: float, shares: Mapping[Part, Attributed], parts: Mapping[Part, PartEnergy]
 ) -> dict[str, float]:
-    """Joules by what they went to, those above 0; they sum to the total."""
+    """Joules by what they went to, those that a bar can show; they sum to the total."""
     if part not in shares:
         static_j, active_j = parts[part].static_j, parts[part].active_j
         if static_j is None or active_j is None or active_j < 0:
@@ -294,4 +295,4 @@ def _components(
     sums["failed"] = float(measured.loc[measured["status"] != "ok", "total_j"].sum())
     sums["warm-ups"] = found.warmup_j
     sums["unattributed"] = found.unattributed_j
-    return {what: joules for what, joules in sums.items() if joules > 1e-9 * total_j}
+    return {what: joules for what, joules in sums.items() if joules > 1e-6 * total_j}

@@ -10,7 +10,7 @@ from analysis.figures.axes import limits
 from analysis.figures.reduce import binned, thinned
 from analysis.figures.style import BLUE, INK, MUTED, VERMILLION, Drawn, Sheet, in_house_style, key
 from analysis.figures.words import count, labelled, prefixed
-from analysis.show import number
+from analysis.words import number
 
 if TYPE_CHECKING:
     from analysis.fit.model import Fitted

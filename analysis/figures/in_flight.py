@@ -24,9 +24,9 @@ from analysis.figures.style import (
 )
 from analysis.figures.words import count, origin
 from analysis.run import Run
-from analysis.show import number
 from analysis.stats.stationarity import in_flight
 from analysis.timeline import Timeline
+from analysis.words import number
 from loadgen.types import Floats
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import latency, lint, stats
+from analysis.energy import blocks_of
 from analysis.figures.axes import log_axis
 from analysis.figures.reduce import MOST_POINTS, ecdf
 from analysis.figures.style import DASHES, INK, SERIES, VERMILLION, Drawn, Sheet, in_house_style, key
 from analysis.figures.words import count, origin, span, why_no_interval
 from analysis.run import Run
-from analysis.show import number
-from analysis.summary import blocks_of
+from analysis.words import number
 from loadgen.types import Estimate, Floats
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from analysis.figures.reduce import binned, thinned
 from analysis.figures.style import BLUE, DASHES, MUTED, VERMILLION, Drawn, Sheet, in_house_style, key
 from analysis.figures.words import count, labelled, plain, prefixed
 from analysis.run import Run
-from analysis.show import number
+from analysis.words import number
 from loadgen.types import Floats
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from analysis.figures.style import (
 )
 from analysis.figures.words import count, labelled, named
 from analysis.run import Run, Series
-from analysis.show import number
 from analysis.study.windows import Span
 from analysis.timeline import Timeline
+from analysis.words import number
 from loadgen.types import Floats
 
 if TYPE_CHECKING:

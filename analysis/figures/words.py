@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from analysis.run import Run
-from analysis.show import number
+from analysis.stats import reason_of
+from analysis.words import number
 from loadgen.types import Estimate
 
 LONGEST_NAME = 40
@@ -76,6 +77,5 @@ def why_no_interval(estimates: Sequence[Estimate]) -> str | None:
     """The reason that the first of these without an interval gives; None when all have one."""
     for estimate in estimates:
         if estimate.low is None or estimate.high is None:
-            reason = estimate.method.rpartition("no interval: ")[2]
-            return reason.removeprefix("unavailable: ")
+            return reason_of(estimate.method)
     return None

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +38,7 @@ import orjson
 
 from analysis.attribution.weights import Tariff, Weights
 from analysis.fit.model import FitError, Fitted, Load, Model, Range, Residuals, Term
+from analysis.plain import plain
 from loadgen.types import Floats
 
 SCHEMA, KIND = 1, "loadgen-fit"
@@ -46,20 +46,7 @@ SCHEMA, KIND = 1, "loadgen-fit"
 
 def as_object(model: Model) -> dict[str, Any]:
     """The object of model.json: numbers, texts, lists, None."""
-    return {
-        "schema": SCHEMA,
-        "kind": KIND,
-        "subject": dict(model.subject),
-        "runs": list(model.runs),
-        "load": model.load,
-        "label": model.label,
-        "requests": model.requests,
-        "alone": model.alone,
-        "fitted": [_fitted(found) for found in model.fitted],
-        "refused": dict(model.refused),
-        "weights": None if model.weights is None else asdict(model.weights),
-        "notes": list(model.notes),
-    }
+    return {"schema": SCHEMA, "kind": KIND, **plain(model)}
 
 
 def write_model(model: Model, path: Path) -> None:
@@ -87,34 +74,6 @@ def read_model(path: Path | str) -> Model:
         return _model(found)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise FitError(f"{path}: damaged: {type(exc).__name__}: {exc}") from exc
-
-
-def _fitted(found: Fitted) -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "formula": found.formula,
-        "unit": found.unit,
-        "terms": [{**asdict(term), "powers": dict(term.powers)} for term in found.terms],
-        "r2": found.r2,
-        "spread": found.spread,
-        "relative_error": found.relative_error,
-        "condition": found.condition,
-        "n": found.n,
-        "range": {name: asdict(seen) for name, seen in found.range.items()},
-        "covariance": [_listed(row) for row in found.covariance],
-        "freedom": found.freedom,
-        "block": found.block,
-        "residuals": {
-            "inputs": {name: _listed(values) for name, values in found.residuals.inputs.items()},
-            "observed": _listed(found.residuals.observed),
-            "predicted": _listed(found.residuals.predicted),
-        },
-        "notes": list(found.notes),
-    }
-
-
-def _listed(values: Floats) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _array(values: list[float | None]) -> Floats:

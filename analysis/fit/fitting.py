@@ -54,7 +54,8 @@ def fit(runs: Sequence[Run]) -> Model:
     notes = _notes(runs, samples)
     if not len(prefill):
         why = "; ".join(notes) or "no request succeeded"
-        raise FitError(f"fit: no request of which prefill and decode are known: {why}")
+        names = words([run.path.name for run in runs])
+        raise FitError(f"fit: {names}: no request of which prefill and decode are known: {why}")
     lonely = prefill["in_flight"].to_numpy(dtype=np.float64) <= ALONE
     load: Load = "one at a time" if float(lonely.mean()) >= MOSTLY else "batched"
     if load == "batched":

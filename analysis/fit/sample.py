@@ -82,7 +82,9 @@ def sample(run: Run) -> Sample:
     ok = run.ok.sort_values("sent_s", kind="stable")
     together = in_flight(run)
     ok = ok.assign(
-        in_flight=ok["id"].map(together), e2e=ok["done_s"] - ok["sent_s"], ttft=ok["first_s"] - ok["sent_s"]
+        in_flight=ok["id"].map(together[~together.index.duplicated()]),
+        e2e=ok["done_s"] - ok["sent_s"],
+        ttft=ok["first_s"] - ok["sent_s"],
     )
     protocol = {"prefill", "full"} <= set(ok["phase"])
     known = ok["prompt_tokens"].notna() & ok["output_tokens"].notna() & ok["e2e"].notna()

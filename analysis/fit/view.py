@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from analysis.console import bare_table, line
 from analysis.fit.estimate import CONDITION
 from analysis.fit.file import as_object, write_model
 from analysis.fit.fitting import fit
-from analysis.fit.model import FitError, Fitted, Model, Term
+from analysis.fit.model import Fitted, Model, Term
 from analysis.progress import working
 from analysis.run import load_run
-
-J_PER_WH = 3600.0
+from analysis.words import WH_PER_J
 
 
 def report(
-    paths: Sequence[Path], *, output: Path | None = None, figure: Path | None = None, as_json: bool = False
+    paths: Sequence[Path],
+    *,
+    output: Path | None = None,
+    as_json: bool = False,
+    draw: Callable[[Model], object] | None = None,
 ) -> Model:
-    """Fits the runs and prints the model on stdout; writes it and its residuals where asked.
+    """Fits the runs and prints the model on stdout; writes it where asked.
 
+    ``draw`` sees the model before anything is printed, so that stdout is empty when it fails.
     Raises FitError when they cannot be fitted or written, RunDirError for what is no run.
     """
     with working("fitting"):
         model = fit([load_run(path) for path in paths])
     if output is not None:
         write_model(model, output)
-    if figure is not None:
-        _draw(model, figure)
+    if draw is not None:
+        draw(model)
     if as_json:
         print(orjson.dumps(as_object(model), option=orjson.OPT_INDENT_2).decode())
     else:
@@ -47,10 +50,10 @@ def render(model: Model, console: Console) -> None:
     subject = ", ".join(
         f"{key} {value}" for key, value in model.subject.items() if value is not None and key != "boards"
     )
-    _line(console, "fitted to  ", subject or "a server that tells neither model nor board")
+    line(console, "fitted to  ", subject or "a server that tells neither model nor board")
     energies = f"energies {model.label}" if model.label is not None else "no energies"
     counts = f"{model.requests} successes in {len(model.runs)} run{'s' * (len(model.runs) != 1)}"
-    _line(
+    line(
         console,
         "load  ",
         f"{model.load}: {counts}, {model.alone} of them alone; {energies}",
@@ -61,15 +64,15 @@ def render(model: Model, console: Console) -> None:
     for found in model.fitted:
         _fitted(console, found)
     for name, reason in model.refused.items():
-        _line(console, f"{name}  ", f"not fitted: {reason}", "yellow")
+        line(console, f"{name}  ", f"not fitted: {reason}", "yellow")
     if model.weights is not None:
-        _line(console, "weights  ", model.weights.source)
+        line(console, "weights  ", model.weights.source)
 
 
 def _fitted(console: Console, found: Fitted) -> None:
     console.print()
-    _line(console, f"{found.name}  ", found.formula)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    line(console, f"{found.name}  ", found.formula)
+    table = bare_table(header=False)
     for column in ("name", "value", "interval", "unit", "Wh"):
         table.add_column(no_wrap=True, justify="right" if column in ("value", "Wh") else "left")
     reasons = []
@@ -97,27 +100,6 @@ def _fitted(console: Console, found: Fitted) -> None:
         _aside(console, sentence, "yellow")
 
 
-def _draw(model: Model, path: Path) -> list[Path]:
-    """The residuals of every fit, a file each: ``F-t_prefill.svg`` of ``F.svg``."""
-    from analysis import figures
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise FitError("fit: --figure needs matplotlib: pip install 'loadgen[report]'")
-    written = []
-    for found in model.fitted:
-        drawn = figures.residuals(found, label=model.label)
-        if drawn is None:
-            continue
-        file = path.with_name(f"{path.stem}-{found.name}{path.suffix}")
-        try:
-            written.append(figures.save(drawn, file))
-        except OSError as exc:
-            raise FitError(f"{file}: cannot be written: {exc.strerror}") from exc
-    if not written:
-        raise FitError(f"{path}: nothing to draw: no fit was made")
-    return written
-
-
 def _number(value: float) -> str:
     return f"{value:.4g}"
 
@@ -134,13 +116,7 @@ def _in_wh(term: Term) -> str:
     """Joules as people read them; nothing for other units."""
     if term.value is None or not term.unit.startswith("J"):
         return ""
-    return f"{term.value / J_PER_WH:.3g} {term.unit.replace('J', 'Wh', 1)}"
-
-
-def _line(console: Console, label: str, text: str, style: str = "") -> None:
-    line = Text(label, style=f"bold {style}".strip())
-    line.append(Text(text, style=style or "not bold"))
-    console.print(line, highlight=False)
+    return f"{WH_PER_J * term.value:.3g} {term.unit.replace('J', 'Wh', 1)}"
 
 
 def _aside(console: Console, text: str, style: str = "dim") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from analysis.energy import Part, PartEnergy
 from analysis.lint.rule import Check, Rule
 from analysis.run import Run
-from analysis.show import quantity
+from analysis.words import WH_PER_J, quantity
 
 FAIR_SUCCESS = 0.95
 _VALIDITY = "docs/method.md, When a run says that it is invalid"
@@ -67,7 +67,7 @@ def _failures(n: int, ok: int, gpu: PartEnergy | None) -> Rule:
     share = ok / n
     both = ""
     if gpu is not None and gpu.total_j is not None and ok < n:
-        each, diluted = (quantity(gpu.total_j / count / 3600, "Wh") for count in (ok, n))
+        each, diluted = (quantity(WH_PER_J * gpu.total_j / count, "Wh") for count in (ok, n))
         both = f"; {each} per success would read {diluted} if failed requests were counted"
     if share < FAIR_SUCCESS:
         return FAILURES.warns(

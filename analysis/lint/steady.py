@@ -102,8 +102,10 @@ def _warm_up(run: Run, gpu: PartEnergy | None, sent_s: Floats, done_s: Floats, l
             moved,
             MOVED,
         )
-    moved = mean / float(values[first:].mean()) - 1
-    warm_s = float(edges_s[first])
+    warm_s, after = float(edges_s[first]), float(values[first:].mean())
+    if not after > 0:
+        return WARMED_UP.not_judged(f"{shown} is 0 after the first {warm_s:.3g} s of {last_s:.3g} s of load")
+    moved = mean / after - 1
     if abs(moved) <= MOVED:
         return WARMED_UP.holds(
             f"{shown} over the load is {100 * moved:+.2g} % off that after the first {warm_s:.3g} s",

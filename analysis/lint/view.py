@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from analysis import energy
+from analysis.console import bare_table
 from analysis.lint.judge import judge
 from analysis.lint.rule import Rule, Verdict, Word
+from analysis.plain import plain
 from analysis.progress import working
 from analysis.run import Run, load_run
-from analysis.show import number, quantity
-from analysis.summary import blocks_of
-from loadgen.errors import RunDirError
+from analysis.words import PREFIXED, number, quantity
 
 _STYLES: dict[Word, str] = {"invalid": "red", "warning": "yellow", "holds": "green", "not judged": "dim"}
-_PREFIXED = ("s", "J", "W", "Wh")
 
 
 def report_run(path: Path | str, *, as_json: bool, strict: bool) -> bool:
@@ -33,8 +30,6 @@ def report_run(path: Path | str, *, as_json: bool, strict: bool) -> bool:
     Raises RunDirError for what is no run directory or cannot be read.
     """
     path = Path(path)
-    if path.is_file():
-        raise RunDirError(f"{path}: expected a run directory, got a file")
     with working("judging the run"):
         run = load_run(path)
         verdict = verdict_of(run)
@@ -47,7 +42,7 @@ def report_run(path: Path | str, *, as_json: bool, strict: bool) -> bool:
 
 def verdict_of(run: Run) -> Verdict:
     """Every rule's word on a run, its energies measured over the blocks of its summary."""
-    return judge(run, energy.measure(run, blocks_of(run).edges_s) if run.end_s else {})
+    return judge(run, energy.measure_window(run, energy.blocks_of(run)))
 
 
 def as_object(run: Run, verdict: Verdict) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def as_object(run: Run, verdict: Verdict) -> dict[str, Any]:
         "reasons": list(verdict.reasons),
         "warnings": list(verdict.warnings),
         "counts": _counts(verdict),
-        "rules": [asdict(rule) for rule in verdict.rules],
+        "rules": plain(verdict.rules),
     }
 
 
@@ -107,10 +102,7 @@ def _told(rule: Rule, console: Console) -> None:
 
 
 def _table(rules: tuple[Rule, ...], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("holds", no_wrap=True)
-    table.add_column("figure", no_wrap=True, justify="right")
-    table.add_column("bound", no_wrap=True, justify="right")
+    table = bare_table("holds", "figure", "bound")
     table.add_column("found", overflow="fold")
     for rule in rules:
         figures = (_shown(rule, value) for value in (rule.figure, rule.bound))
@@ -130,7 +122,7 @@ def _by_reason(rules: tuple[Rule, ...]) -> dict[str, list[str]]:
 def _shown(rule: Rule, value: float | None) -> str:
     if value is None:
         return ""
-    if rule.unit in _PREFIXED:
+    if rule.unit in PREFIXED:
         return quantity(value, rule.unit)
     return f"{value:,.0f}" if abs(value - round(value)) < 1e-9 else number(value)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import energy
-from analysis.energy import Part
+from analysis.energy import Part, PartEnergy
 from analysis.figures import (
     energy_by_length,
     energy_histogram,
@@ -46,6 +46,7 @@ def drawn(study: Study, key: str) -> dict[str, list[Drawn]]:
     made: dict[str, list[Drawn | None]] = {"parts": [], "energy": [], "load": [], "latency": []}
     if study.attributed is not None:
         made["energy"].append(energy_histogram(study.attributed, run, name=f"{key}-energy-histogram"))
+    slices = None
     if run.end_s:
         window = study.window
         edges_s = [0.0, run.end_s] if window is None else [window.start_s, window.end_s]
@@ -53,6 +54,7 @@ def drawn(study: Study, key: str) -> dict[str, list[Drawn]]:
         shares: dict[Part, Attributed] = {p: a for p, a in study.hosts.items() if not isinstance(a, str)}
         if study.attributed is not None:
             shares["gpu"] = study.attributed
+        slices = _slices(study, parts) if whole else None
         made["parts"].append(phase_components(shares or None, parts, name=f"{key}-phase-components"))
     if study.attributed is not None:
         made["energy"].append(energy_by_length(run, study.attributed, name=f"{key}-energy-by-length"))
@@ -63,22 +65,28 @@ def drawn(study: Study, key: str) -> dict[str, list[Drawn]]:
     stages = [row.span for row in study.windows]
     made["load"] = [
         power_timeline(run, study.timeline, steady=settled, stages=stages, name=f"{key}-power-timeline"),
-        in_flight_timeline(run, study.timeline, _slices(study) if whole else None, name=f"{key}-in-flight"),
+        in_flight_timeline(run, study.timeline, slices, name=f"{key}-in-flight"),
         lateness(run, name=f"{key}-lateness"),
     ]
     made["latency"] = [latency_ecdf(run, name=f"{key}-latency")]
     return {section: [one for one in found if one is not None] for section, found in made.items()}
 
 
-def _slices(study: Study) -> Sequence[Attributed] | None:
-    """The run's energy by phase, window by window, as far as there are readings."""
+def _slices(study: Study, parts: Mapping[Part, PartEnergy]) -> Sequence[Attributed] | None:
+    """The run's energy by phase, window by window, as far as there are readings.
+
+    No window is shorter than two values of the slowest board: within one, watts are not known.
+    """
     if study.attribution is None or not study.run.end_s:
         return None
     first_s, last_s = study.attribution.span_s
     start_s, end_s = max(0.0, first_s), min(study.run.end_s, last_s)
     if not end_s > start_s:
         return None
-    return study.attribution.windows(np.linspace(start_s, end_s, SLICES + 1))
+    updates_s = [board.update_s or 0.0 for board in parts["gpu"].boards] if "gpu" in parts else []
+    slowest_s = max([study.run.period_s or 0.0, *updates_s])
+    fitting = SLICES if slowest_s <= 0 else max(1, int((end_s - start_s) / (2 * slowest_s)))
+    return study.attribution.windows(np.linspace(start_s, end_s, min(SLICES, fitting) + 1))
 
 
 def pictures(found: Mapping[str, Sequence[Drawn]]) -> dict[str, list[Picture]]:

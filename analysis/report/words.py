@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.figures.words import prefixed
 from analysis.report.blocks import Card, Cell, Tone
-from analysis.show import interval as _interval
-from analysis.show import quantity as _quantity
+from analysis.words import PREFIXED, in_one_scale, percent
+from analysis.words import interval as _interval
+from analysis.words import quantity as _quantity
 
 DASH = "\u2013"
 _TONES: Mapping[str, Tone] = {
@@ -39,7 +39,6 @@ _TONES: Mapping[str, Tone] = {
     "unavailable": "warn",
     "not judged": "quiet",
 }
-_PREFIXED = ("s", "J", "W", "Wh")
 _ROUNDING = 1e-9
 _SMALLEST = 1e-6
 """Below it a figure whose unit takes no prefix is written with an exponent."""
@@ -67,7 +66,7 @@ def figure(value: Any, unit: str = "", digits: int = 3) -> str:
     if found is None:
         return DASH
     shown = _KNOWN_UNITS.get(unit, unit)
-    if 0 < abs(found) < _SMALLEST and shown not in _PREFIXED:
+    if 0 < abs(found) < _SMALLEST and shown not in PREFIXED:
         return f"{found:.{digits - 1}e} {shown}".rstrip()
     return _micro(_quantity(found, shown, digits=digits))
 
@@ -75,10 +74,7 @@ def figure(value: Any, unit: str = "", digits: int = 3) -> str:
 def share(value: Any) -> str:
     """A part of 1 in percent; never 100 % for less than all."""
     found = known(value)
-    if found is None:
-        return DASH
-    percent = 100 * found
-    return f"{min(99.99, percent) if found < 1 else percent:.4g} %"
+    return DASH if found is None else percent(found)
 
 
 def count(value: Any) -> str:
@@ -145,18 +141,18 @@ def difference(estimate: Estimated, size: float) -> Cell:
     value, low, high = (known(estimate[key]) for key in ("value", "low", "high"))
     if value is None:
         return Cell(DASH)
-    widest = max(abs(x) for x in (value, low, high) if x is not None)
-    if widest <= _ROUNDING * abs(size):
-        return Cell(figure(0.0, estimate["unit"]), 0.0)
-    factor, unit = prefixed(widest, estimate["unit"]) if estimate["unit"] in _PREFIXED else (1.0, "")
-    shown = _KNOWN_UNITS.get(unit or estimate["unit"], unit or estimate["unit"])
-    decimals = max(0, 2 - math.floor(math.log10(widest * factor)))
+    known_values = [x for x in (value, low, high) if x is not None]
+    unit = estimate["unit"]
+    if max(map(abs, known_values)) <= _ROUNDING * abs(size):
+        return Cell(figure(0.0, unit), 0.0)
+    scale, prefix, decimals = in_one_scale(known_values, unit)
+    shown = f"{prefix.replace('u', 'µ')}{_KNOWN_UNITS.get(unit, unit)}"
     ends = (
-        f"[{low * factor:,.{decimals}f}, {high * factor:,.{decimals}f}]"
+        f"[{low / scale:,.{decimals}f}, {high / scale:,.{decimals}f}]"
         if low is not None and high is not None
         else ""
     )
-    return Cell(f"{value * factor:+,.{decimals}f} {shown}".rstrip(), value, ends)
+    return Cell(f"{value / scale:+,.{decimals}f} {shown}".rstrip(), value, ends)
 
 
 def plain(value: Any, unit: str = "", digits: int = 3) -> Cell:

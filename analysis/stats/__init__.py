@@ -2,7 +2,7 @@
 
 from analysis.stats.blocks import LEVEL, Blocks, Ints, choose_blocks
 from analysis.stats.ends import requests_needed
-from analysis.stats.estimates import exact, mean, missing, ratio, scaled, std
+from analysis.stats.estimates import exact, mean, missing, ratio, reason_of, scaled, std
 from analysis.stats.ranks import quantiles, share
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "missing",
     "quantiles",
     "ratio",
+    "reason_of",
     "requests_needed",
     "scaled",
     "share",

@@ -31,7 +31,8 @@ def same_load(
 
     Equal when the whole interval of the ratio lies within 1 -+ ``tolerance`` (equivalence, as
     two one-sided tests; Schuirmann 1987), unequal when it lies wholly outside, otherwise not
-    told. Without intervals the values decide, and the sentence says so.
+    told. Values that are facts, or the same, are compared as they are. Where an interval is lacking
+    because the data cannot give one, values apart are unequal and close ones are not told.
     """
     names = list(dict.fromkeys([*a, *b]))
     found = [_same(name, a.get(name), b.get(name), tolerance) for name in names]
@@ -62,10 +63,19 @@ def _same(
     unit = "" if a.unit == "1" else f" {a.unit}"
     said = f"{name}: {ratio.value:.4g} times ({a.value:,.5g} and {b.value:,.5g}{unit})"
     if ratio.low is None or ratio.high is None:
-        return close, close, f"{said}, {'equal' if close else 'NOT equal'} {within} by the values alone"
+        told = not close or a.value == b.value or not any(_lacking(one) for one in (a, b))
+        alone = f"{said}, {'equal' if close else 'NOT equal'} {within} by the values alone"
+        if not told:
+            return None, close, f"{alone}: without an interval it cannot be told"
+        return close, close, alone
     said += f", {100 * ratio.level:g} % interval {ratio.low:.4g} to {ratio.high:.4g}"
     if ratio.low >= 1 - tolerance and ratio.high <= 1 + tolerance:
         return True, close, f"{said}: equal {within}"
     if ratio.high < 1 - tolerance or ratio.low > 1 + tolerance:
         return False, close, f"{said}: NOT equal {within}"
     return None, close, f"{said}: whether equal {within} cannot be told"
+
+
+def _lacking(estimate: Estimate) -> bool:
+    """Whether it should have an interval and the data could give none."""
+    return estimate.low is None and "no interval" in estimate.method

@@ -46,6 +46,11 @@ def missing(unit: str, reason: str, n: int = 0) -> Estimate:
     return Estimate(None, unit, None, None, LEVEL, n, f"unavailable: {reason}")
 
 
+def reason_of(method: str) -> str:
+    """What a method gives as the reason why there is no value, or no interval; itself if it gives none."""
+    return method.rpartition("no interval: ")[2].removeprefix("unavailable: ")
+
+
 def exact(value: float, unit: str, n: int, method: str) -> Estimate:
     """A value without an interval, by design."""
     return Estimate(value, unit, None, None, LEVEL, n, method)

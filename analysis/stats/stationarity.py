@@ -130,15 +130,6 @@ def steady_window(edges_s: Floats, series: Mapping[str, Floats]) -> Window:
     return Window(float(edges_s[first]), float(edges_s[-1]), rule, None)
 
 
-def fixed_window(start_s: float, end_s: float, skip_first_s: float, skip_last_s: float = 0.0) -> Window:
-    """[start + skip_first, end - skip_last], declared before the run."""
-    rule = f"fixed: without the first {skip_first_s:g} s and the last {skip_last_s:g} s"
-    first_s, last_s = start_s + skip_first_s, end_s - skip_last_s
-    if not last_s > first_s:
-        return Window(None, None, rule, f"nothing of the {end_s - start_s:.3g} s remains")
-    return Window(first_s, last_s, rule, None)
-
-
 def in_flight(sent_s: Floats, done_s: Floats, edges_s: Floats) -> Floats:
     """Mean number of requests between ``sent_s`` and ``done_s`` (n,) in each bin, shape (K,).
 

@@ -33,32 +33,31 @@ instants are in run time):
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from analysis import envelope
 from analysis.attribution import Attributed, Attribution, AttributionError, Method
 from analysis.attribution.activity import activity
 from analysis.attribution.weights import Weights
-from analysis.energy import Part
-from analysis.lint import Rule, judge
+from analysis.energy import Part, systematics
+from analysis.energy.meter import Meter, meters
+from analysis.lint import Rule
 from analysis.macro import Part as MacroPart
+from analysis.plain import plain
 from analysis.run import Run
 from analysis.stats import Blocks
 from analysis.stats.stationarity import Window
 from analysis.stats.systematic import Systematic
-from analysis.study import costs, scale, systematics, windows
-from analysis.study.meter import Meter, meters
+from analysis.study import costs, scale, windows
 from analysis.study.scale import Macro, Service
 from analysis.study.windows import Chosen, Row
-from analysis.summary import summarize
+from analysis.summary import look
 from analysis.timeline import Little, Timeline, littles_law, timeline
 from loadgen.errors import ConfigError, RunDirError
 from loadgen.types import Estimate
@@ -123,16 +122,16 @@ def study(run: Run, options: Options | None = None) -> Study:
     """
     options = options or Options()
     weights, notes = _weights(run, options)
-    metered = meters(run)
+    facts = look(run)
+    metered = meters(run, facts.parts)
     steady = windows.steady_window(run, metered["gpu"])
     window = windows.choose(run, options.window, steady)
-    measured = {part: meter.measured for part, meter in metered.items() if meter.measured is not None}
     found = Study(
         run,
         options,
-        summarize(run),
+        facts.summary,
         envelope.read(run.path),
-        judge(run, measured).rules,
+        facts.verdict.rules,
         steady,
         window,
         notes=notes,
@@ -246,7 +245,7 @@ def as_object(found: Study) -> dict[str, Any]:
     """JSON-ready; see the module for the keys."""
     made = found.attribution
     options = found.options
-    plain: dict[str, Any] = plainly(
+    shown: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "options": {
@@ -292,27 +291,12 @@ def as_object(found: Study) -> dict[str, Any]:
             "macro": None if found.macro is None else scale.as_object(found.macro),
         }
     )
-    return plain
+    return shown
 
 
 def _row(row: Row) -> dict[str, Any]:
     fields = {key: getattr(row, key) for key in Row.__slots__ if key != "span"}
     return asdict(row.span) | fields
-
-
-def plainly(value: Any) -> Any:
-    """Objects, lists and numbers that JSON has; what is not a finite number becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plainly(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): plainly(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plainly(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plainly(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
 
 
 def write(found: Study) -> Path:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
+from analysis.console import bare_table, line
 from analysis.sci import Statement
-from analysis.show import header, interval, line, number, quantity, verdict
+from analysis.show import header, verdict
+from analysis.stats import reason_of
 from analysis.study import Study
 from analysis.study.costs import spent
 from analysis.study.scale import Macro
 from analysis.study.windows import Row
 from analysis.timeline import Little
+from analysis.words import WH_PER_J, interval, number, quantity
 from loadgen.types import Estimate
 
-WH_PER_J = 1 / 3600.0
 _WIDE = 110
 _PHASES = (("idle_j", "idle"), ("prefill_j", "prefill"), ("decode_j", "decode"))
 _SHOWN_ROWS = 40
@@ -69,8 +69,8 @@ def _energy(found: Study, console: Console) -> None:
             line(console, "GPU energy  ", f"{quantity(gpu.energy_j.value, 'J')}; per success: {per}")
         return
     successes = gpu.succeeded if gpu is not None else 0
-    table = _table(f"GPU energy, {parts.label}", "J", "%", "Wh per success")
-    table.add_column("of", no_wrap=True)
+    table = bare_table(f"GPU energy, {parts.label}", "J", "%", "Wh per success")
+    table.add_column("of")
 
     def row(name: str, joules: float | None, of: str) -> None:
         if joules is None:
@@ -86,12 +86,8 @@ def _energy(found: Study, console: Console) -> None:
     if parts.idle_j is None:
         row("requests", parts.succeeded_j, who)
     else:
-        for joules, name in (
-            (parts.idle_j, "idle"),
-            (parts.prefill_j, "prefill"),
-            (parts.decode_j, "decode"),
-        ):
-            row(name, joules, who)
+        for key, name in _PHASES:
+            row(name, getattr(parts, key), who)
     unseen = f", {parts.unseen} of them unseen" if parts.unseen else ""
     row(
         "failed",
@@ -121,16 +117,16 @@ def _spread(found: Study, console: Console) -> None:
         line(console, "a success  ", f"- ({total['mean'].method})")
         return
     names = ("p50", "p95", "p99", "max")
-    table = _table("one success", "mean", "95 % interval", *names)
+    table = bare_table("one success", "mean", "95 % interval", *names)
     for key, label in (("total_j", "total"), *((key, f"  {name}") for key, name in _PHASES)):
         row = found.per_success[key]
         if row["mean"].value is None:
             continue
         values = (quantity(row[name].value, "J") for name in names)
-        table.add_row(label, quantity(row["mean"].value, "J"), interval(asdict(row["mean"])), *values)
+        table.add_row(label, quantity(row["mean"].value, "J"), interval(row["mean"]), *values)
     console.print(table, highlight=False)
     if total["mean"].low is None:
-        line(console, "          ", f"no interval: {_reason(total['mean'])}", "dim")
+        line(console, "          ", f"no interval: {reason_of(total['mean'].method)}", "dim")
 
 
 def _hosts(found: Study, console: Console) -> None:
@@ -158,14 +154,14 @@ def _windows(found: Study, console: Console) -> None:
     wide = console.width >= _WIDE
     kept = rows if len(rows) <= _SHOWN_ROWS else rows[:_SHOWN_ROWS]
     more = ("length", "sent", "failed", "energy", "power") if wide else ()
-    table = _table("window", "due", "ok", "in flight", *more, "per success", "95 % interval")
+    table = bare_table("window", "due", "ok", "in flight", *more, "per success", "95 % interval")
     for row in kept:
         cells = [f"{row.due:,}", f"{row.succeeded:,}", number(row.in_flight)]
         if wide:
             cells += [quantity(row.span.end_s - row.span.start_s, "s", digits=4), f"{row.sent:,}"]
             cells += [f"{row.failed:,}", quantity(row.energy_j.value, "J"), quantity(row.power_w.value, "W")]
         each = row.per_success_j
-        table.add_row(row.span.name, *cells, quantity(each.value, "J"), interval(asdict(each)) or "-")
+        table.add_row(row.span.name, *cells, quantity(each.value, "J"), interval(each) or "-")
     console.print(table, highlight=False)
     if len(rows) > len(kept):
         line(console, "          ", f"and {len(rows) - len(kept)} more: --json has all", "dim")
@@ -182,7 +178,7 @@ def _why_none(rows: Sequence[Row]) -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.energy_j.value is None:
-            found.setdefault(row.energy_j.method.removeprefix("unavailable: "), []).append(row.span.name)
+            found.setdefault(reason_of(row.energy_j.method), []).append(row.span.name)
     return found
 
 
@@ -218,7 +214,7 @@ def _macro(found: Macro, console: Console) -> None:
         return
     labels = [part.label.replace(" + ", " +\n") for part in found.footprints]
     titles = [f"{part.name}\n{label}" for part, label in zip(found.footprints, labels, strict=True)]
-    table = _table("", *titles)
+    table = bare_table("", *titles)
     for label, name in (
         ("kWh a day", "energy_kwh_per_day"),
         ("kWh a year", "energy_kwh_per_year"),
@@ -254,7 +250,7 @@ def _statement(found: Statement, console: Console) -> None:
 
 
 def _grams(estimate: Estimate) -> str:
-    between = interval(asdict(estimate))
+    between = interval(estimate)
     return f"{number(estimate.value or 0.0)}{f' {between}' if between else ''} {estimate.unit}"
 
 
@@ -262,23 +258,10 @@ def _with_interval(estimate: Estimate) -> str:
     """``74.2 J [72.3, 76.3] = 20.6 mWh``; empty without a value."""
     if estimate.value is None:
         return ""
-    between = interval(asdict(estimate))
+    between = interval(estimate)
     wh = quantity(WH_PER_J * estimate.value, "Wh")
     return f"{quantity(estimate.value, 'J')}{f' {between}' if between else ''} = {wh}"
 
 
-def _reason(estimate: Estimate) -> str:
-    """Why an estimate has no interval."""
-    return estimate.method.partition("no interval: ")[2] or estimate.method
-
-
 def _plural(n: int, one: str, many: str) -> str:
     return one if n == 1 else many
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(title, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table

@@ -21,16 +21,15 @@ from itertools import pairwise
 import numpy as np
 
 from analysis import stats
+from analysis.energy.meter import Meter
 from analysis.run import Run
 from analysis.stats import Blocks, stationarity
 from analysis.stats.stationarity import Window
-from analysis.study.meter import Meter
+from analysis.timeline import RESOLUTION_S
 from loadgen.errors import ConfigError
 from loadgen.types import Estimate, Floats
 
 MOST_ROWS = 500
-RESOLUTION_S = 1e-6
-"""Instants are written so finely: the last request may seem to end so much after the run."""
 DRAIN = "drain"
 RULE = "MSER-5 and no trend at 1 %, over in flight, power, latency"
 
@@ -114,7 +113,7 @@ def _parsed(asked: str) -> tuple[float | None, float | None]:
 
 def last_due_s(run: Run) -> float:
     """The last arrival; 0 when there was none."""
-    due_s = _due_s(run)
+    due_s = run.arrivals_s
     return float(due_s.max()) if len(due_s) else 0.0
 
 
@@ -189,7 +188,7 @@ def _instants(run: Run) -> _Instants:
     e2e_s = (done_s - sent_s)[ok]
     e2e_s = e2e_s[~np.isnan(e2e_s)]
     return _Instants(
-        np.sort(_due_s(run)),
+        np.sort(run.arrivals_s),
         np.sort(sent_s[~np.isnan(sent_s)]),
         np.sort(done_s[ok]),
         np.sort(failed_s[~np.isnan(failed_s)]),
@@ -250,12 +249,6 @@ def _blocks(run: Run, start_s: float, end_s: float, meter: Meter) -> Blocks:
     due_s = _between(held.due_s, start_s, end_s)
     update_s = meter.update_s or None
     return stats.choose_blocks(start_s, end_s, due_s, held.latency_s, run.period_s, update_s=update_s)
-
-
-def _due_s(run: Run) -> Floats:
-    """When the measured requests fell due: as planned, in closed loops as sent."""
-    known = run.due_s
-    return known if len(known) else run.requests["due_s"].dropna().to_numpy(dtype=np.float64)
 
 
 def _spans(run: Run) -> tuple[Floats, Floats]:

@@ -53,7 +53,6 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
         metavar="F",
         nargs="+",
         choices=FORMATS,
-        default=list(FORMATS),
         help="of the tables: csv, parquet or both (default)",
     )
     analyze.add_argument("--json", action="store_true", help="the findings as one JSON object on stdout")

@@ -25,7 +25,7 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     """Adds the verb to argparse's subparsers; ``go`` compares and prints, and returns the exit status.
 
     It finds in the namespace ``runs`` (paths), ``groups`` (pairs of a name and its paths), ``tolerance``,
-    ``figure`` (a path or None), ``metric`` and ``json``.
+    ``figure`` (a path or None), ``metric`` (a name or None) and ``json``.
     """
     compare = verbs.add_parser(
         "compare",
@@ -52,13 +52,12 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
         help="loads count as equal within this share (default %(default)s)",
     )
     compare.add_argument(
-        "--figure", metavar="F", type=_figure, help="also draw the ratios of --metric (.svg .png .pdf)"
+        "--figure", metavar="F", type=figure, help="also draw the ratios of --metric (.svg .png .pdf)"
     )
     compare.add_argument(
         "--metric",
         metavar="NAME",
-        default="energy_per_request_j",
-        help="headline of the figure, named as for --fail-if (default %(default)s)",
+        help="headline of the figure, named as for --fail-if (default energy_per_request_j)",
     )
     compare.add_argument("--json", action="store_true", help="one JSON object on stdout")
     compare.set_defaults(go=go, parser=compare)
@@ -84,7 +83,8 @@ def _tolerance(text: str) -> float:
     return value
 
 
-def _figure(text: str) -> Path:
+def figure(text: str) -> Path:
+    """A file that figures are written to, by its ending. Raises ArgumentTypeError."""
     path = Path(text)
     if path.suffix.lower() not in _ENDINGS:
         raise argparse.ArgumentTypeError(f"expected a file that ends in {', '.join(_ENDINGS)}, got {text!r}")

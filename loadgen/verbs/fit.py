@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loadgen.verbs import compare
+
 _DESCRIPTION = """Fits laws to one or several runs of the same model, board and number format: seconds and
 joules of prefill and decode by prompt and reply length (the thank-you study's forms), power,
 seconds of a step by its rows and context, and the seven-coefficient tariff that divides energy
@@ -40,7 +42,7 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     fit.add_argument(
         "--figure",
         metavar="F",
-        type=Path,
+        type=compare.figure,
         help="draw residuals against predictions, a file a fit: F-t_prefill.svg of F.svg (.svg .png .pdf)",
     )
     fit.set_defaults(go=go, parser=fit)

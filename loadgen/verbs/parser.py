@@ -9,7 +9,7 @@ from typing import NoReturn
 import loadgen
 from loadgen.config import near
 from loadgen.sidecar import verb as sidecar
-from loadgen.verbs import analyze, compare, doctor, fit, lint, report, scenario, serve, summary
+from loadgen.verbs import analyze, compare, doctor, fit, lint, report, scenario, serve, summary, theory
 
 USAGE = 2
 """Exit status of a mistake on the command line or in a file."""
@@ -63,6 +63,7 @@ def build_parser(go: Mapping[str, Go]) -> Parser:
     compare.add_verb(verbs, formatter, go["compare"])
     fit.add_verb(verbs, formatter, go["fit"])
     lint.add_verb(verbs, formatter, go["lint"])
+    theory.add_verb(verbs, formatter)
     serve.add_verb(verbs, formatter, go["serve"])
     sidecar.add_verb(verbs, formatter)
     doctor.add_verb(verbs, formatter, go["doctor"])

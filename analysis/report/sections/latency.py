@@ -37,17 +37,16 @@ def latency(subject: Subject) -> Section:
         values = (cell(found[key][name]) for name, _ in _COLUMNS)
         rows.append([Cell(title, note=meaning), counted(found[key]["n"]), *values])
     columns = (Column("Latency"), Column("n", True), *(Column(title, True) for _, title in _COLUMNS))
-    lacking = {
-        f"{why_none(row[name]).removeprefix('no interval: ')} ({name})"
-        for row in shown
-        for name, _ in _COLUMNS
-        if known(row[name]["low"]) is None
-    }
+    lacking: dict[str, list[str]] = {}
+    for name, _ in _COLUMNS:
+        for reason in sorted({why_none(row[name]) for row in shown if known(row[name]["low"]) is None}):
+            lacking.setdefault(reason.removeprefix("no interval: "), []).append(name)
     note = "In brackets: 95 % sampling intervals."
     if len(shown) < sum(bool(found[key]["n"]) for key, _, _ in _ROWS):
         note += " Latencies from due and from demand are left out where they are those from sent."
     if lacking:
-        note += f" Where there is none: {'; '.join(sorted(lacking))}."
+        reasons = (f"{reason} ({', '.join(names)})" for reason, names in lacking.items())
+        note += f" Where there is none: {'; '.join(reasons)}."
     per_chunk = known(found["tokens_per_chunk"])
     if per_chunk is not None:
         note += f" A chunk brought {figure(per_chunk)} tokens on average."

@@ -8,6 +8,7 @@ from typing import Any
 from analysis.report.blocks import Block, Cell, Column, Facts, Points, Prose, Section, Table
 from analysis.report.subject import PART_NAMES, Subject
 from analysis.report.words import cell, count, figure, given, known, tagged
+from analysis.stats import reason_of
 
 _FIGURES = (
     ("energy_kwh_per_day", "Energy a day"),
@@ -94,7 +95,7 @@ def _statements(found: Sequence[Mapping[str, Any]]) -> list[Block]:
 def _why(found: Sequence[Mapping[str, Any]]) -> str:
     """Why a score is a dash."""
     methods = (str(one["score_g"]["method"]) for one in found if known(one["score_g"]["value"]) is None)
-    reasons = dict.fromkeys(method.removeprefix("unavailable: ") for method in methods)
+    reasons = dict.fromkeys(reason_of(method) for method in methods)
     return f"No score: {'; '.join(reasons)}." if reasons else ""
 
 

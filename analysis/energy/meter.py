@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from analysis import energy
-from analysis.energy import Part, PartEnergy, certainty
-from analysis.energy.parts import unusable
+from analysis.energy import certainty
+from analysis.energy.measured import PARTS, Part, PartEnergy
+from analysis.energy.parts import curve, unusable
 from analysis.run import Run
-from analysis.summary import blocks_of
 from loadgen.types import Floats
 
 
@@ -26,12 +25,12 @@ class Meter:
         self.reason = "nothing was done in this run" if self.measured is None else self.measured.reason
         boards = () if self.measured is None or self.reason is not None else self.measured.boards
         self._series = [run.series[board.domain] for board in boards]
-        self._curves = [energy.curve(series) for series in self._series]
+        self._curves = [curve(series) for series in self._series]
         self.update_s = max((b.update_s or 0.0 for b in boards), default=0.0)
 
     def joules(self, edges_s: Floats) -> Floats:
         """Between consecutive edges, (K,), all boards together."""
-        total: Floats = np.sum([np.diff(curve.at(edges_s)) for curve in self._curves], axis=0)
+        total: Floats = np.sum([np.diff(energy_j.at(edges_s)) for energy_j in self._curves], axis=0)
         return total
 
     def why_not(self, start_s: float, end_s: float) -> str | None:
@@ -43,7 +42,7 @@ class Meter:
 
     def by_board_j(self, start_s: float, end_s: float) -> list[float]:
         """Joules of [start, end] of each board, in the order of ``measured.boards``."""
-        return [curve.between(start_s, end_s) for curve in self._curves]
+        return [energy_j.between(start_s, end_s) for energy_j in self._curves]
 
     def bound_j(self, start_s: float, end_s: float, *, clock: bool = True) -> float | None:
         """How far `joules` of [start, end] can be from the truth by these readings, sensor gain aside.
@@ -51,11 +50,11 @@ class Meter:
         ``clock``: with the bound of a sidecar's clock in it, or as if that were exact.
         """
         off_j = 0.0
-        for series, curve in zip(self._series, self._curves, strict=True):
+        for series, energy_j in zip(self._series, self._curves, strict=True):
             within_j, _ = certainty.within(self.run, series, start_s, end_s, clock=clock)
             if within_j is None:
                 return None
-            read_j = curve.between(start_s, end_s)
+            read_j = energy_j.between(start_s, end_s)
             off_j += max(read_j - within_j[0], within_j[1] - read_j)
         return off_j
 
@@ -71,9 +70,6 @@ class Meter:
         return f"{self.measured.label} ({', '.join(self.measured.methods)})"
 
 
-def meters(run: Run) -> dict[Part, Meter]:
-    """One for each part."""
-    found: Mapping[Part, PartEnergy] = {}
-    if run.end_s is not None and run.end_s > 0:
-        found = energy.measure(run, blocks_of(run).edges_s)
-    return {part: Meter(run, part, found.get(part)) for part in energy.PARTS}
+def meters(run: Run, parts: Mapping[Part, PartEnergy]) -> dict[Part, Meter]:
+    """One for each part. ``parts``: the window's energies, of `analysis.energy.measure_window`."""
+    return {part: Meter(run, part, parts.get(part)) for part in PARTS}
