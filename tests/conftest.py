@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import fake_nvml
 import pytest
 
 from loadgen import clock
+
+
+def pytest_configure() -> None:
+    """Jobs in the background of a shell ignore Ctrl-C, and the commands that tests interrupt would too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Time:

@@ -15,13 +15,13 @@ import numpy as np
 
 from loadgen.errors import ConfigError
 from loadgen.launch import Launch
-from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
 from loadgen.physics.models import MODELS, Transformer, read_config
+from loadgen.physics.profile import find_board
 from loadgen.physics.transformer import StepModel
 from loadgen.physics.uncertainty import draw
-from loadgen.server.engine import Engine, Policy
+from loadgen.server.engine import CostModel, Engine, Policy
 from loadgen.server.gpu import Board
 from loadgen.server.limits import derive_limits
 from loadgen.server.tgi_policy import TgiPolicy, UnchunkedTgiPolicy
@@ -40,9 +40,9 @@ class Deployment:
         self.launch = launch
         flags = launch.launcher
         self.model = _model(launch.model)
-        gpu = _known("gpu", launch.gpu, GPUS)
+        gpu, efficiency = find_board(launch.gpu)
         self.dtype = _known("dtype", launch.dtype, DTYPES)
-        efficiency = replace(Efficiency(), graph_max_rows=_graph_rows(launch))
+        efficiency = replace(efficiency, graph_max_rows=_graph_rows(launch, efficiency))
         if launch.hardware.draw is not None:
             rng = np.random.default_rng([_DRAW_STREAM, launch.seed, launch.hardware.draw])
             gpu, efficiency = draw(gpu, efficiency, rng)
@@ -72,11 +72,11 @@ class Deployment:
             max_waiting_tokens=flags.max_waiting_tokens,
         )
 
-    def engine(self) -> Engine:
-        """A fresh engine, its cache empty."""
+    def engine(self, model: CostModel | None = None) -> Engine:
+        """A fresh engine, its cache empty; ``model`` in place of the deployment's own step costs."""
         limits = self.limits
         return Engine(
-            self.step_model,
+            self.step_model if model is None else model,
             self.policy(),
             limits.max_batch_total_tokens // limits.block_tokens,
             block_tokens=limits.block_tokens,
@@ -94,12 +94,12 @@ class Deployment:
         return tuple(Board.drawn(self.gpu, start_s, rng, sensor_gain=gain) for _ in shards)
 
 
-def _graph_rows(launch: Launch) -> int:
+def _graph_rows(launch: Launch, efficiency: Efficiency) -> int:
     """The largest decode step replayed as a CUDA graph."""
     graphs = launch.launcher.cuda_graphs
     if graphs is not None:
         return max(graphs, default=0)
-    return _VLLM_GRAPH_ROWS if launch.scheduling == "vllm" else Efficiency().graph_max_rows
+    return _VLLM_GRAPH_ROWS if launch.scheduling == "vllm" else efficiency.graph_max_rows
 
 
 def _model(name: str) -> Transformer:
