@@ -24,8 +24,9 @@ import numpy as np
 
 from analysis.run import Run
 from loadgen.physics.boards import GPUS
+from loadgen.physics.clocks import at_clock, least_board
 from loadgen.physics.formats import DTYPES, Dtype
-from loadgen.physics.hardware import Gpu
+from loadgen.physics.hardware import Efficiency, Gpu
 from loadgen.physics.models import MODELS, Transformer
 from loadgen.types import Floats
 
@@ -56,13 +57,14 @@ class Floor:
 
 
 def gpu_of(run: Run) -> Gpu | None:
-    """The board the run was measured on, by id or by the name the driver gives; None if unknown."""
+    """The board of the run at its locked clock, by id or by the name the driver gives; None if unknown."""
     server = run.manifest.get("server") or {}
     known = GPUS.get(str(server.get("gpu")))
-    if known is not None:
-        return known
-    names = {row.get("name") for row in run.manifest.get("gpus") or ()}
-    return next((gpu for gpu in GPUS.values() if names == {gpu.name}), None)
+    if known is None:
+        names = {row.get("name") for row in run.manifest.get("gpus") or ()}
+        known = next((gpu for gpu in GPUS.values() if names == {gpu.name}), None)
+    locked_mhz = embedded_section(run, "hardware").get("sm_clock_mhz")
+    return known if known is None or locked_mhz is None else at_clock(known, Efficiency(), locked_mhz)[0]
 
 
 def model_of(run: Run) -> Transformer | None:
@@ -101,6 +103,11 @@ def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     model = model_of(run)
     if model is None:
         return Floor(standing_j, idle_w)
+    hardware = embedded_section(run, "hardware")
+    if hardware.get("sm_clock_mhz") or hardware.get("power_cap_w"):
+        gpu = least_board(
+            GPUS[gpu.id], Efficiency(), hardware.get("sm_clock_mhz"), hardware.get("power_cap_w")
+        )
     server = run.manifest.get("server") or {}
     embedded = server.get("kind") == "embedded"
     dtype = DTYPES.get(str(server.get("dtype")))

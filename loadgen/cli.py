@@ -30,6 +30,7 @@ from loadgen.scenario_file import find_scenario, validate
 from loadgen.verbs import service
 from loadgen.verbs.analyze import FORMATS
 from loadgen.verbs.parser import USAGE, parse_arguments
+from loadgen.verbs.theory_video import show_video
 
 if TYPE_CHECKING:
     from loadgen.experiment import Order
@@ -211,6 +212,15 @@ def _page(args: argparse.Namespace) -> int:
     return OK if made.valid else INVALID
 
 
+def _capacity(args: argparse.Namespace) -> int:
+    from analysis.capacity.report import report
+    from analysis.figures.capacity import write_pareto
+
+    draw = None if args.figure is None else partial(write_pareto, path=args.figure)
+    answered = report(args.plan, args.given, json=args.json, workers=args.workers, draw=draw)
+    return OK if answered else INVALID
+
+
 def _lint(args: argparse.Namespace) -> int:
     from analysis.claims.view import report
     from analysis.lint.view import report_run
@@ -220,6 +230,28 @@ def _lint(args: argparse.Namespace) -> int:
     else:
         possible = report_run(args.run, as_json=args.json, strict=args.strict)
     return OK if possible else INVALID
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from analysis.figures.sweeps import write_figures
+    from analysis.sweeps import of_run, report
+    from loadgen.sweep.session import order_of, points_of, run
+
+    if args.dry_run:
+        print("\n".join(points_of(order_of(args))))
+        return OK
+    swept = run(order_of(args), of_run)
+    report(swept.path, swept.rows, swept.manifest, swept.wanted, as_json=args.json, draw=write_figures)
+    return OK if swept.whole else INTERRUPTED
+
+
+def _theory_video(args: argparse.Namespace) -> int:
+    draw = None
+    if args.figure is not None:
+        from analysis.figures.video import write_scaling
+
+        draw = partial(write_scaling, path=args.figure)
+    return show_video(args, draw)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -280,10 +312,13 @@ GO = {
     "compare": _compare,
     "fit": _fit,
     "lint": _lint,
+    "capacity": _capacity,
+    "sweep": _sweep,
+    "theory video": _theory_video,
     "serve": _serve,
     "doctor": _doctor,
 }
-"""What each verb does; `sidecar` brings its own."""
+"""What each verb does; `sidecar` and the other models of `theory` bring their own."""
 
 
 def main(argv: list[str] | None = None) -> int:

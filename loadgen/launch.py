@@ -76,6 +76,12 @@ class Hardware(Section):
         None, description="draws each board's power, sensor gain and publication phase from their spread"
     )
     sensor_gain: Positive = Field(1.0, description="what the board publishes over what it draws")
+    sm_clock_mhz: Positive | None = Field(
+        None, description="locked SM clock, within the board's range (its highest)"
+    )
+    power_cap_w: Positive | None = Field(
+        None, description="power limit of each board: steps run at the highest clock within it (the TDP)"
+    )
     draw: Annotated[int, Field(ge=0)] | None = Field(
         None, description="draws the model's uncertain constants: run --uncertainty does this"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from loadgen.config import Tree, parse_value
 from loadgen.errors import ConfigError
 
-_OWN_TIMES = ("steps", "trace", "closed_loop")  # patterns that no mean rate describes
+_OWN_TIMES = ("steps", "ramp", "on_off", "trace", "closed_loop")  # patterns that no mean rate describes
 
 _RATE_KEYS = (
     "interval_s",
@@ -24,6 +24,16 @@ _RATE_KEYS = (
     "high_s",
     "burstiness",
     "stages",
+    "start_rps",
+    "end_rps",
+    "mean_rps",
+    "amplitude",
+    "period_s",
+    "phase_rad",
+    "on_s",
+    "off_s",
+    "off_rate_rps",
+    "dwell",
     "law",
     "path",
     "time_scale",
@@ -193,8 +203,14 @@ def _apply_load(tree: Tree, flags: argparse.Namespace) -> None:
 def mean_rate(load: Mapping[str, Any]) -> float | None:
     """Requests per second that a load section asks for on average, or None when it says none."""
     try:
-        if load.get("rate_rps"):
-            return float(load["rate_rps"])
+        if load.get("pattern") == "ramp":
+            return (float(load["start_rps"]) + float(load["end_rps"])) / 2
+        if load.get("pattern") == "on_off":
+            on_s, off_s = float(load["on_s"]), float(load["off_s"])
+            during_off = float(load.get("off_rate_rps", 0.0)) * off_s
+            return (float(load["rate_rps"]) * on_s + during_off) / (on_s + off_s)
+        if load.get("rate_rps") or load.get("mean_rps"):
+            return float(load.get("rate_rps") or load["mean_rps"])
         if load.get("interval_s"):
             return 1 / float(load["interval_s"])
         if load.get("high_s"):
@@ -219,7 +235,9 @@ def _set_rate(tree: Tree, pattern: str, rate_rps: float) -> None:
     if pattern in ("constant", "poisson", "gamma"):
         tree.drop("load", "interval_s")
         tree.assign("load.rate_rps", rate_rps, flag)
-    elif pattern in ("uniform", "uniform_script"):
+    elif pattern == "sine":
+        tree.assign("load.mean_rps", rate_rps, flag)
+    elif pattern in ("uniform", "uniform_script", "uniform_literal"):
         if rate_rps <= 0:
             raise ConfigError(f"--request-rate: expected > 0, got {rate_rps}")
         tree.assign("load.low_s", 0.0, flag)

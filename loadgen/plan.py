@@ -18,21 +18,13 @@ import numpy as np
 from loadgen.arrivals import Trace, count_within, describe
 from loadgen.errors import ConfigError
 from loadgen.prompts.jsonl import JsonlSource
+from loadgen.prompts.recording import BLOCK_TOKENS, Recording, read_recording
 from loadgen.prompts.sharegpt import SharegptSource
 from loadgen.prompts.synthetic import SyntheticSource
-from loadgen.prompts.trace import TraceSource, read_azure
-from loadgen.scenario import (
-    MOST_REQUESTS,
-    ClosedLoad,
-    FilePrompts,
-    Load,
-    Scenario,
-    SharegptPrompts,
-    TraceLoad,
-    TracePrompts,
-)
+from loadgen.prompts.trace import TraceSource
+from loadgen.scenario import FilePrompts, FixedPrompts, Scenario, SharegptPrompts, TracePrompts
+from loadgen.scenario_load import MOST_REQUESTS, ClosedLoad, Load, TraceLoad
 from loadgen.seeds import streams
-from loadgen.shaping import Gate, NoShaping
 from loadgen.types import Arrival, Floats, Plan, PromptSource, Request
 
 
@@ -52,8 +44,8 @@ class Planned:
 def build(scenario: Scenario) -> Planned:
     """The plan of a scenario. Raises ConfigError for a file that does not hold what is needed."""
     rng, load = streams(scenario.seed), scenario.load
-    demand_s, rows, notes = _demand(load, rng.arrivals)
-    source = _source(scenario, rows)
+    demand_s, replayed, notes = _demand(load, rng.arrivals)
+    source = _source(scenario, replayed)
     wanted = len(demand_s) + load.warmup_requests
     requests = list(islice(source.requests(rng.prompts), wanted))
     notes += getattr(source, "notes", [])
@@ -69,7 +61,7 @@ def build(scenario: Scenario) -> Planned:
     if scenario.prompts.tokenizer is not None:
         count = tokenizer_counter(scenario.prompts.tokenizer)
         requests = [_recounted(request, count) for request in requests]
-    due_s = _release(load, demand_s)
+    due_s = load.shaping.shaper().release(demand_s)
     arrivals = tuple(
         Arrival(due, demand, request)
         for due, demand, request in zip(due_s.tolist(), demand_s.tolist(), requests, strict=False)
@@ -94,10 +86,15 @@ def _warmup(requests: list[Request], seed: int) -> Plan:
     return Plan(arrivals, 1, "queue", seed, closed=True)
 
 
-def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, np.ndarray[Any, Any] | None, list[str]]:
-    """Demand times; for a trace also which of its rows they are; and notes."""
+def demand_times(scenario: Scenario) -> Floats:
+    """When the requests are wanted, (n,), seconds: as in `build`, and no prompt is composed."""
+    return _demand(scenario.load, streams(scenario.seed).arrivals)[0]
+
+
+def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, Recording | None, list[str]]:
+    """Demand times; for a trace also what of it is replayed; and notes."""
     if isinstance(load, TraceLoad):
-        trace = read_azure(load.path)
+        trace = read_recording(load.path)
         replay = Trace(
             trace.times_s,
             time_scale=load.time_scale,
@@ -109,12 +106,18 @@ def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, np.ndarray[An
         if len(rows) == 0:
             raise ConfigError(f"load: nothing of {load.path} is left after thin and duration_s")
         times_s = replay.at(rows)
-        notes = []
+        notes = list(trace.notes)
         if len(rows) < len(trace.times_s):
             notes.append(f"trace: replaying {len(rows)} of {len(trace.times_s)} requests of {load.path.name}")
         if load.time_scale != 1:
             notes.append(f"trace: time scaled by {load.time_scale:g}")
-        return times_s, rows, notes
+        together = int(np.count_nonzero(np.diff(times_s) == 0))
+        if 2 * together > len(times_s):
+            notes.append(
+                f"trace: {together} of {len(times_s) - 1} gaps are 0 s: the file's clock is coarse, "
+                "and what it counts as one instant is sent as a burst"
+            )
+        return times_s, trace.take(rows), notes
     process = load.process()
     if load.requests is None or load.duration_s is not None:
         duration_s = load.duration_s if load.duration_s is not None else float("inf")
@@ -128,23 +131,30 @@ def _demand(load: Load, rng: np.random.Generator) -> tuple[Floats, np.ndarray[An
     return process.times(load.requests, rng), None, []
 
 
-def _release(load: Load, demand_s: Floats) -> Floats:
-    shaping = load.shaping
-    if shaping.policy == "gate" and shaping.interval_s is not None:
-        return Gate(shaping.interval_s).release(demand_s)
-    return NoShaping().release(demand_s)
-
-
-def _source(scenario: Scenario, rows: np.ndarray[Any, Any] | None) -> PromptSource:
+def _source(scenario: Scenario, replayed: Recording | None) -> PromptSource:
     prompts = scenario.prompts
     if isinstance(prompts, TracePrompts):
-        own = prompts.path is None
-        path = scenario.load.path if own and isinstance(scenario.load, TraceLoad) else prompts.path
-        assert path is not None  # Scenario refuses a trace source without any path
-        trace = read_azure(path)
-        if own and rows is not None:
-            trace = trace.take(rows)
-        return TraceSource(trace.context_tokens, trace.generated_tokens, repeat=prompts.repeat or own)
+        if prompts.path is not None:
+            trace = read_recording(prompts.path)
+            notes = [*trace.notes]
+        else:
+            assert replayed is not None  # Scenario refuses a trace source without any path
+            trace, notes = replayed, []
+        if trace.repeated_share is not None:
+            notes.append(
+                f"trace: {100 * trace.repeated_share:.1f} % of the prompt tokens stand in whole blocks of "
+                f"{BLOCK_TOKENS} that an earlier prompt began with; the composed prompts share them"
+            )
+        return TraceSource(
+            trace.context_tokens,
+            trace.generated_tokens,
+            repeat=prompts.repeat or prompts.path is None,
+            blocks=trace.blocks,
+            notes=tuple(notes),
+        )
+    if isinstance(prompts, FixedPrompts):
+        lengths = np.array([prompts.prompt_tokens]), np.array([prompts.output_tokens])
+        return TraceSource(*lengths, repeat=True)
     if isinstance(prompts, SharegptPrompts):
         return SharegptSource(
             prompts.path,

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from loadgen.config import Place, Tree, explain, near, read_yaml
 from loadgen.errors import ConfigError
-from loadgen.scenario import LOADS, SECTIONS, SERVER_SECTIONS, SOURCES, Scenario, Shaping, StageLoad
+from loadgen.scenario import SECTIONS, SERVER_SECTIONS, SOURCES, Scenario
+from loadgen.scenario_load import LOADS, StageLoad
+from loadgen.scenario_shaping import Shaping
 from loadgen.section import Section
 
 

@@ -176,8 +176,8 @@ async def _embedded(
                 "the embedded server has a simulated one"
             )
         if scenario.power.source == "auto":
-            gpu = service.deployment.gpu
-            power = SimulatedSource(service.boards, gpu=gpu.name, power_limit_w=gpu.tdp_w)
+            made = service.deployment
+            power = SimulatedSource(service.boards, gpu=made.gpu.name, power_limit_w=made.power_limit_w)
         async with client:
             yield Target(
                 client=client,
@@ -194,6 +194,7 @@ async def _embedded(
                 else dict.fromkeys(_PARTS, "power.source is none"),
                 power_label="simulated" if power else "unavailable",
                 embedded=service,
+                notes=service.deployment.notes,
                 scrape=_scraping(base_url, server.metrics_interval_s, server.headers, in_memory),
             )
 

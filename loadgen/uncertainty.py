@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
-import multiprocessing
-import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 
-from loadgen import clock
-from loadgen.errors import ConfigError, LoadgenError
-from loadgen.experiment import Order, deaf_to_ctrl_c, execute
+from loadgen import clock, pool
+from loadgen.errors import ConfigError
+from loadgen.experiment import Order, execute
 from loadgen.progress import RunView
 from loadgen.scenario import Scenario
 
@@ -66,17 +61,13 @@ def repeat(
     iterator, or Ctrl-C in it, ends the processes and leaves nothing behind.
     Raises LoadgenError when a draw cannot be run.
     """
-    workers = min(count, workers or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="loadgen-draws-") as scratch:
         order = dataclasses.replace(order, parent=Path(scratch))
-        if workers == 1:
-            for draw in range(count):
-                yield draw, _one(order, draw, measure)
-        else:
-            yield from _spread(order, count, measure, workers)
+        task = partial(_one, order, measure)
+        yield from pool.each(task, range(count), what="--uncertainty: {} of {} draws", workers=workers)
 
 
-def _one(order: Order, draw: int, measure: Callable[[Path], T]) -> T:
+def _one(order: Order, measure: Callable[[Path], T], draw: int) -> T:
     parent = order.parent / str(draw)
     one = dataclasses.replace(order, scenario=perturbed(order.scenario, draw), parent=parent)
     view = RunView(Console(stderr=True), len(order.planned.measured.arrivals), quiet=True)
@@ -85,65 +76,3 @@ def _one(order: Order, draw: int, measure: Callable[[Path], T]) -> T:
     measured = measure(path)
     shutil.rmtree(parent)
     return measured
-
-
-def _spread(order: Order, count: int, measure: Callable[[Path], T], workers: int) -> Iterator[tuple[int, T]]:
-    # Fresh processes: forking one with threads (a live view, BLAS) may deadlock the child.
-    context = multiprocessing.get_context("spawn")
-    processes, pipes = [], []
-    try:
-        with deaf_to_ctrl_c():  # inherited: an interruption is this process's to handle
-            for _ in range(workers):
-                here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there,), daemon=True)
-                process.start()
-                there.close()
-                processes.append(process)
-                pipes.append(here)
-        yield from _collected(pipes, count, pickle.dumps((order, measure)))
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-
-
-def _collected(pipes: list[Connection], count: int, work: bytes) -> Iterator[tuple[int, Any]]:
-    """Hands every process the work and its share of the draws; yields what comes back."""
-    missing = set(range(count))
-    for first, pipe in enumerate(pipes):
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: its draws stay missing
-            pipe.send_bytes(work)
-            pipe.send(range(first, count, len(pipes)))
-    left = list(pipes)
-    while left:
-        for ready in wait(left):
-            assert isinstance(ready, Connection)
-            try:
-                draw, measured = ready.recv()
-            except (EOFError, ConnectionResetError):
-                left.remove(ready)
-                continue
-            if isinstance(measured, LoadgenError):
-                raise measured
-            missing.remove(draw)
-            yield draw, measured
-    if missing:
-        raise LoadgenError(
-            f"--uncertainty: {len(missing)} of {count} draws have no result: their process ended"
-        )
-
-
-def _work(pipe: Connection) -> None:
-    """One process: runs its share of the draws and sends back what was measured of each."""
-    order, measure = pickle.loads(pipe.recv_bytes())
-    draws = pipe.recv()
-    gc.collect()
-    gc.freeze()  # the plan lives as long as the process; no collection should walk it again
-    with pipe:
-        for draw in draws:
-            try:
-                pipe.send((draw, _one(order, draw, measure)))
-            except LoadgenError as exc:
-                pipe.send((draw, exc))
-                return

@@ -4,12 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loadgen import arrivals as a
 from loadgen.seeds import streams
-from loadgen.shaping import Gate, NoShaping
 from loadgen.types import ArrivalProcess
 
 LAWS: list[ArrivalProcess] = [
@@ -20,6 +17,11 @@ LAWS: list[ArrivalProcess] = [
     a.Gamma(20.0, 0.5),
     a.Gamma(20.0, math.inf),
     a.Steps((a.Stage(5, 40), a.Stage(0, 10), a.Stage(20, 40)), "poisson"),
+    a.Ramp(0, 40, 200),
+    a.Sine(10, 0.9, 60, -1.5, "poisson"),
+    a.OnOff(30, 5, 10),
+    a.OnOff(30, 5, 10, 2, "exponential", "poisson"),
+    a.UniformLiteral(0.0, 0.1),
     a.AllAtOnce(),
     a.ClosedLoop(),
     a.Trace(np.cumsum(np.full(900, 0.1))),
@@ -122,7 +124,7 @@ def test_a_trace_is_scaled_thinned_and_cut() -> None:
     assert len(a.Trace(recorded_s, max_requests=7).rows(rng())) == 7
 
 
-@pytest.mark.parametrize("law", LAWS[:7], ids=repr)
+@pytest.mark.parametrize("law", LAWS[:11], ids=repr)
 def test_a_duration_gives_the_prefix_of_what_a_count_gives(law: ArrivalProcess) -> None:
     if isinstance(law, a.UniformScript):
         return  # its early arrivals depend on how many there are: requests overtake each other
@@ -167,23 +169,3 @@ def test_streams_do_not_move_each_other_and_zero_is_a_seed() -> None:
     assert one.prompts.random() == two.prompts.random()
     assert streams(0).arrivals.random() != streams(1).arrivals.random()
     assert streams(0).arrivals.random() != streams(0).prompts.random()
-
-
-demands = st.lists(st.floats(0, 1e4), min_size=1, max_size=60).map(lambda ts: np.sort(np.array(ts)))
-
-
-@given(demands, st.floats(0.01, 100))
-def test_a_gate_is_causal_keeps_order_and_opens_only_at_its_instants(demand_s: np.ndarray, d: float) -> None:
-    due_s = Gate(d).release(demand_s)
-    assert due_s.shape == demand_s.shape and np.all(due_s >= demand_s) and np.all(np.diff(due_s) >= 0)
-    assert np.all(due_s - demand_s <= d * (1 + 1e-6))
-    off = np.abs(due_s / d - np.rint(due_s / d))
-    assert np.all(off < 1e-6)
-
-
-def test_a_gate_lets_demand_at_an_opening_straight_through() -> None:
-    due_s = Gate(0.1).release(np.array([0.0, 0.1, 0.2, 0.30000000000000004, 0.31]))
-    assert due_s == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    demand_s = a.Poisson(5).times(20_000, rng())
-    assert np.mean(Gate(2).release(demand_s) - demand_s) == pytest.approx(1.0, abs=0.05)
-    assert np.array_equal(NoShaping().release(demand_s), demand_s)

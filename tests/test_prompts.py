@@ -14,12 +14,13 @@ import pytest
 from loadgen.errors import ConfigError
 from loadgen.plan import build, tokenizer_counter
 from loadgen.prompts.jsonl import JsonlSource
+from loadgen.prompts.recording import read_recording
 from loadgen.prompts.replies import reply_tokens
 from loadgen.prompts.sharegpt import SharegptSource
 from loadgen.prompts.synthetic import SyntheticSource
 from loadgen.prompts.template import render_llama3
 from loadgen.prompts.tokens import PIECE, count_tokens
-from loadgen.prompts.trace import TraceSource, read_azure
+from loadgen.prompts.trace import TraceSource
 from loadgen.scenario import Scenario
 from loadgen.types import PromptSource, Request
 
@@ -225,7 +226,7 @@ AZURE_TEXT = (
 def test_azure_rows_survive_crlf_seven_digits_and_no_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(AZURE_TEXT.encode())
-    trace = read_azure(path)
+    trace = read_recording(path)
     assert trace.times_s == pytest.approx([0, 4.314579, 13.3194101], abs=2e-7)
     assert trace.context_tokens.tolist() == [374, 396, 50] and trace.generated_tokens.tolist() == [44, 109, 0]
     requests = take(TraceSource(trace.context_tokens, trace.generated_tokens), 9)
@@ -233,8 +234,8 @@ def test_azure_rows_survive_crlf_seven_digits_and_no_last_newline(tmp_path: Path
     assert [r.body["prompt_tokens"] for r in requests] == pytest.approx([374, 396, 50], abs=1)
     assert all(count_tokens(r.body["prompt"]) == r.body["prompt_tokens"] for r in requests)
     path.write_bytes(AZURE_TEXT.replace(",396,", ",many,").encode())
-    with pytest.raises(ConfigError, match=r"t\.csv:3: expected time,tokens,tokens"):
-        read_azure(path)
+    with pytest.raises(ConfigError, match=r"t\.csv:3: expected a time and two numbers of tokens"):
+        read_recording(path)
 
 
 def test_composed_text_has_exactly_the_pieces_asked_for() -> None:
@@ -246,7 +247,7 @@ def test_composed_text_has_exactly_the_pieces_asked_for() -> None:
 def test_the_real_azure_trace_reads_as_published() -> None:
     if not AZURE.exists():
         pytest.skip("the Azure trace is not beside this checkout")
-    trace = read_azure(AZURE)
+    trace = read_recording(AZURE)
     assert len(trace.times_s) == 19_366 and trace.times_s[-1] == pytest.approx(3501.7, abs=0.1)
     assert trace.context_tokens.mean() == pytest.approx(1154.7, abs=0.1)
     assert trace.generated_tokens.mean() == pytest.approx(211.1, abs=0.1)

@@ -15,8 +15,10 @@ import numpy as np
 
 from loadgen.errors import ConfigError
 from loadgen.launch import Launch
+from loadgen.physics.capped import CappedStepModel
+from loadgen.physics.clocks import at_clock, check_cap, check_clock, clocks_of
 from loadgen.physics.formats import DTYPES
-from loadgen.physics.hardware import Efficiency
+from loadgen.physics.hardware import Efficiency, Gpu
 from loadgen.physics.models import MODELS, Transformer, read_config
 from loadgen.physics.profile import find_board
 from loadgen.physics.transformer import StepModel
@@ -38,19 +40,54 @@ class Deployment:
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        flags = launch.launcher
         self.model = _model(launch.model)
         gpu, efficiency = find_board(launch.gpu)
         self.dtype = _known("dtype", launch.dtype, DTYPES)
         efficiency = replace(efficiency, graph_max_rows=_graph_rows(launch, efficiency))
-        if launch.hardware.draw is not None:
-            rng = np.random.default_rng([_DRAW_STREAM, launch.seed, launch.hardware.draw])
+        hardware = launch.hardware
+        if hardware.power_cap_w is not None:
+            check_cap(gpu, hardware.power_cap_w, "server.hardware.power_cap_w")
+        if hardware.sm_clock_mhz is not None:
+            check_clock(gpu, hardware.sm_clock_mhz, "server.hardware.sm_clock_mhz")
+            gpu, efficiency = at_clock(gpu, efficiency, hardware.sm_clock_mhz)
+        if hardware.draw is not None:
+            rng = np.random.default_rng([_DRAW_STREAM, launch.seed, hardware.draw])
             gpu, efficiency = draw(gpu, efficiency, rng)
         self.gpu = gpu
-        self.step_model = StepModel(
-            self.model, gpu, self.dtype, shards=flags.num_shard, efficiency=efficiency
-        )
+        self.step_model = self._steps(gpu, efficiency)
         self.limits = derive_limits(self.model, gpu, self.dtype, launch)
+
+    def _steps(self, gpu: Gpu, efficiency: Efficiency) -> StepModel | CappedStepModel:
+        """The step costs, under the power cap if one is set."""
+        hardware, shards = self.launch.hardware, self.launch.launcher.num_shard
+        if hardware.power_cap_w is None:
+            return StepModel(self.model, gpu, self.dtype, shards=shards, efficiency=efficiency)
+        return CappedStepModel(
+            self.model,
+            gpu,
+            self.dtype,
+            cap_w=hardware.power_cap_w,
+            sm_clock_mhz=hardware.sm_clock_mhz,
+            shards=shards,
+            efficiency=efficiency,
+        )
+
+    @property
+    def power_limit_w(self) -> float:
+        """Watts that one board never exceeds: its TDP, or its power cap if its lowest clock keeps within."""
+        return self.step_model.limit_w if isinstance(self.step_model, CappedStepModel) else self.gpu.tdp_w
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of this hardware."""
+        cap_w = self.launch.hardware.power_cap_w
+        if cap_w is None or self.power_limit_w <= cap_w:
+            return ()
+        lowest_mhz = clocks_of(self.gpu).lowest_mhz
+        return (
+            f"server.hardware.power_cap_w: {cap_w:g} W cannot always be held: at its lowest clock, "
+            f"{lowest_mhz:g} MHz, {self.gpu.id} may draw up to {self.power_limit_w:.4g} W",
+        )
 
     def policy(self) -> Policy:
         """A fresh scheduler."""
@@ -88,10 +125,11 @@ class Deployment:
         """One board per shard, whose history begins at ``start_s``."""
         hardware, gain = self.launch.hardware, self.launch.hardware.sensor_gain
         shards = range(self.launch.launcher.num_shard)
+        gpu = replace(self.gpu, tdp_w=self.power_limit_w)
         if hardware.board_seed is None:
-            return tuple(Board(self.gpu, start_s, sensor_gain=gain) for _ in shards)
+            return tuple(Board(gpu, start_s, sensor_gain=gain) for _ in shards)
         rng = np.random.default_rng([_BOARD_STREAM, hardware.board_seed])
-        return tuple(Board.drawn(self.gpu, start_s, rng, sensor_gain=gain) for _ in shards)
+        return tuple(Board.drawn(gpu, start_s, rng, sensor_gain=gain) for _ in shards)
 
 
 def _graph_rows(launch: Launch, efficiency: Efficiency) -> int:

@@ -9,7 +9,20 @@ from typing import NoReturn
 import loadgen
 from loadgen.config import near
 from loadgen.sidecar import verb as sidecar
-from loadgen.verbs import analyze, compare, doctor, fit, lint, report, scenario, serve, summary, theory
+from loadgen.verbs import (
+    analyze,
+    capacity,
+    compare,
+    doctor,
+    fit,
+    lint,
+    report,
+    scenario,
+    serve,
+    summary,
+    sweep,
+    theory,
+)
 
 USAGE = 2
 """Exit status of a mistake on the command line or in a file."""
@@ -44,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(go: Mapping[str, Go]) -> Parser:
-    """The whole command line; ``go``: what each verb does, by its name."""
+    """The whole command line; ``go``: what each verb does, by its name, and ``theory video``."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="loadgen",
@@ -63,7 +76,9 @@ def build_parser(go: Mapping[str, Go]) -> Parser:
     compare.add_verb(verbs, formatter, go["compare"])
     fit.add_verb(verbs, formatter, go["fit"])
     lint.add_verb(verbs, formatter, go["lint"])
-    theory.add_verb(verbs, formatter)
+    capacity.add_verb(verbs, formatter, go["capacity"])
+    sweep.add_verb(verbs, formatter, go["sweep"])
+    theory.add_verb(verbs, formatter, go["theory video"])
     serve.add_verb(verbs, formatter, go["serve"])
     sidecar.add_verb(verbs, formatter)
     doctor.add_verb(verbs, formatter, go["doctor"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from rich.table import Table
 
 from loadgen.errors import ConfigError
 from loadgen.physics.video import VideoTransformer, mean_percentage_error, video_cost
+from loadgen.physics.video_sweeps import Setting, Sweep, find_sweeps
 from loadgen.prompts.files import read_text
 
-_SETTING = ("height", "width", "frames", "steps")
+_SETTING = Setting._fields
+_VARIED = {"resolution": ("height", "width"), "frames": ("frames",), "steps": ("steps",)}
 _MOST = 1e9
 
 
@@ -25,34 +27,62 @@ def compare(
     """Predictions beside the measured points of a CSV, and their mean percentage errors.
 
     ``settings`` as ``video_cost`` takes them by name; ``steps`` None takes the
-    file's. Raises ConfigError naming file, line and column of what cannot be used.
+    file's. Errors are of all points, and as the study's Table 3 of those that vary one
+    dimension (``video_sweeps.find_sweeps``), None where nothing varies it. Raises
+    ConfigError naming file, line and column of what cannot be used.
     """
     rows = _read(path, model, steps)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     cost = video_cost(model, *(columns[name] for name in _SETTING), **settings)
-    energy = None
-    if None not in columns["energy_wh"]:
-        energy = mean_percentage_error(columns["energy_wh"], cost.energy_wh)
+    points = [
+        row | {"predicted_latency_s": float(s), "predicted_energy_wh": float(wh)}
+        for row, s, wh in zip(rows, cost.latency_s, cost.energy_wh, strict=True)
+    ]
+    sweeps = find_sweeps([setting_of(row) for row in rows])
     return {
-        "mpe_percent": {
-            "latency": mean_percentage_error(columns["latency_s"], cost.latency_s),
-            "energy": energy,
-        },
+        "mpe_percent": _errors(points),
         "n": len(rows),
-        "points": [
-            row | {"predicted_latency_s": float(s), "predicted_energy_wh": float(wh)}
-            for row, s, wh in zip(rows, cost.latency_s, cost.energy_wh, strict=True)
-        ],
+        "sweeps": {
+            dimension: _sweep(dimension, sweep, points) if sweep.values > 1 else None
+            for dimension, sweep in sweeps.items()
+        },
+        "points": points,
     }
 
 
+def setting_of(point: Mapping[str, Any]) -> Setting:
+    """The setting of a measured point."""
+    return Setting(*(point[name] for name in _SETTING))
+
+
+def _sweep(dimension: str, sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own = [points[row] for row in sweep.rows]
+    held = [name for name in _SETTING if name not in _VARIED[dimension]]
+    return {
+        "held": {name: getattr(sweep.example, name) for name in held},
+        "values": sweep.values,
+        "n": len(own),
+        "mpe_percent": _errors(own),
+    }
+
+
+def _errors(points: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean percentage errors over points; of energy None when one of them has none."""
+    found: dict[str, float | None] = {}
+    for key, name in (("latency", "latency_s"), ("energy", "energy_wh")):
+        measured = [point[name] for point in points]
+        predicted = [point[f"predicted_{name}"] for point in points]
+        found[key] = None if None in measured else mean_percentage_error(measured, predicted)
+    return found
+
+
 def render(found: Mapping[str, Any], console: Console) -> None:
-    """A row a setting: mean of its points, prediction, error; then the mean percentage errors."""
+    """A row a setting: mean of its points, prediction, error; then mean percentage errors by sweep."""
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
     for point in found["points"]:
         groups.setdefault(tuple(point[name] for name in _SETTING), []).append(point)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("size", "frames", "steps", "n", "seconds", "predicted", "", "Wh", "predicted", ""):
+    for name in ("size", "frames", "steps", "n", "seconds", "model", "", "Wh", "model", ""):
         table.add_column(name, justify="left" if name == "size" else "right", no_wrap=True)
     for (height, width, *rest), points in groups.items():
         cells = []
@@ -66,11 +96,23 @@ def render(found: Mapping[str, Any], console: Console) -> None:
                 cells += ["-", f"{guess:,.4g}", "-"]
         table.add_row(f"{height:g}x{width:g}", *(f"{x:g}" for x in rest), str(len(points)), *cells)
     console.print(table)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("mean percentage error", "latency", "energy", "values", "n"):
+        table.add_column(name, justify="left" if name.startswith("mean") else "right", no_wrap=True)
+    for dimension, sweep in found["sweeps"].items():
+        if sweep is None:
+            table.add_row(f"{dimension}: one value", "-", "-", "1", "-")
+        else:
+            held = ", ".join(f"{name} {value:g}" for name, value in sweep["held"].items())
+            table.add_row(f"{dimension} ({held})", *_said(sweep), str(sweep["values"]), str(sweep["n"]))
+    table.add_row("all points", *_said(found), str(len(groups)), str(found["n"]))
+    console.print(table)
+
+
+def _said(found: Mapping[str, Any]) -> tuple[str, str]:
     errors = found["mpe_percent"]
     energy = "not measured" if errors["energy"] is None else f"{errors['energy']:.1f} %"
-    console.print(
-        f"mean percentage error: latency {errors['latency']:.1f} %, energy {energy}, n {found['n']}"
-    )
+    return f"{errors['latency']:.1f} %", energy
 
 
 def _read(path: Path, model: VideoTransformer, steps: int | None) -> list[dict[str, Any]]:

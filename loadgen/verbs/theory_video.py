@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from loadgen.physics.video import (
     video_cost,
 )
 from loadgen.physics.video_decoder import DECODERS
+from loadgen.physics.video_sweeps import Setting
+from loadgen.verbs.compare import figure
 from loadgen.verbs.numbers import at_least
 from loadgen.verbs.theory_measured import compare, render
 
@@ -41,15 +43,20 @@ _VIDEO_EPILOG = """examples:
   loadgen theory video --config wan2.1-1.3b --tokens exact --vae wan21 --mu-attn 0.349 --mu-linear 0.196
   loadgen theory video --height 480 --width 832 --json | jq .energy_wh
   loadgen theory video --config wan2.1-14b --tokens exact --vae wan21 --measured points.csv --steps 50
+  loadgen theory video --figure scaling.svg                      seconds by part over height, frames, steps
 
 A CSV of measured points (plain or .gz) has the columns height, width, num_frames, steps,
 duration_generate (s), and may have energy_generate_gpu (kWh) and model_name, of which the rows
-of the config's size are taken. --steps counts instead of the file's column.
+of the config's size are taken. --steps counts instead of the file's column. Errors are of all points,
+and of those that vary one dimension with the others held, as the study's Table 3.
 
 exit status: 0, 2 for what cannot be computed."""
 _THRESHOLDS = """From how many tokens on attention and MLP of a diffusion transformer are bound by arithmetic:
 the text-to-video study's Table 7 as printed, by its rules from peak and bandwidth, and rightly counted
 (attention reads Q, K, V and writes O; a product is 2 FLOP a weight and row)."""
+
+Draw = Callable[[VideoTransformer, Mapping[str, Any], Setting, Sequence[Mapping[str, Any]]], object]
+"""Draws cost by part around a setting: of model, settings of ``video_cost``, setting, measured points."""
 
 _MOST = 1_000_000
 _DEFAULTS = {"height": 720, "width": 1280, "frames": 81, "steps": 50}
@@ -88,6 +95,12 @@ def add_video(sub: Any, formatter: Any, go: Callable[[argparse.Namespace], int])
     video.add_argument(
         "--measured", type=Path, metavar="CSV", help="compare with measured points: mean percentage error"
     )
+    video.add_argument(
+        "--figure",
+        type=figure,
+        metavar="F",
+        help="also draw seconds by part over height, frames and steps (.svg .png .pdf)",
+    )
     video.add_argument("--json", action="store_true", help="one JSON object on stdout")
     video.set_defaults(go=go, parser=video)
 
@@ -104,18 +117,25 @@ def add_thresholds(sub: Any, formatter: Any, go: Callable[[argparse.Namespace], 
     parser.set_defaults(go=go, parser=parser)
 
 
-def show_video(args: argparse.Namespace) -> int:
-    """What ``video`` does. Raises ConfigError for a value that cannot be computed with."""
+def show_video(args: argparse.Namespace, draw: Draw | None = None) -> int:
+    """What ``video`` does; ``draw`` sees what is drawn before anything is printed.
+
+    Raises ConfigError for a value that cannot be computed with.
+    """
     model, settings = find_model(args.config), _settings(args)
     if args.measured is not None:
         given = [f"--{name}" for name in ("height", "width", "frames") if getattr(args, name) is not None]
         if given:
             raise ConfigError(f"--measured: the sizes come from the file; leave out {', '.join(given)}")
         found = compare(args.measured, model, args.steps, settings)
+        if draw is not None:
+            draw(model, settings, Setting(**_DEFAULTS), found["points"])
         _show(found | {"parameters": _parameters(model, settings)}, args, render)
         return 0
     size: dict[str, Any] = {name: getattr(args, name) or default for name, default in _DEFAULTS.items()}
     cost = video_cost(model, **size, **settings)
+    if draw is not None:
+        draw(model, settings, Setting(**size), [])
     parameters = _parameters(model, settings)
     found = as_object(cost, parameters | size) | {
         "elasticity": float(elasticity(model, cost.tokens)),

@@ -58,9 +58,9 @@ def answer(
     ``operations``, each operation's totals over its phase. Raises ConfigError
     naming what is unknown or out of range.
     """
-    shape = _model(model)
+    shape = find_transformer(model)
     pair = efficiency_of(efficiency)
-    board, number = _known("gpu", gpu, GPUS), _known("dtype", dtype, DTYPES)
+    board, number = known("gpu", gpu, GPUS), known("dtype", dtype, DTYPES)
     roofline = Roofline.of(shape, board, number, pair, scope)
     s, g = prompt_tokens, output_tokens
     at_least("output_tokens", g, 0)
@@ -161,14 +161,14 @@ def _fit(model: str, gpu: str, dtype: str, batch: int, s: int, g: int) -> dict[s
     }
 
 
-def _model(name: str) -> Transformer:
+def find_transformer(name: str) -> Transformer:
     path = Path(name)
     if name not in MODELS and (path.suffix == ".json" or path.exists()):
         return read_config(path)
-    return _known("model", name, MODELS, ", or the path of a config.json")
+    return known("model", name, MODELS, ", or the path of a config.json")
 
 
-def _known(what: str, name: str, table: Mapping[str, T], also: str = "") -> T:
+def known(what: str, name: str, table: Mapping[str, T], also: str = "") -> T:
     if name not in table:
         raise ConfigError(f"{what}: expected one of {', '.join(table)}{also}, got {name}{near(name, table)}")
     return table[name]

@@ -1,0 +1,213 @@
+"""Constants of a law by robust least squares: which the data tell, how far off they may be.
+
+Gauss-Newton on ``y = f(x) + noise`` with Huber's weights, in units of the constants themselves.
+What the data do not tell is kept where the table has it: a constant whose column of the Jacobian
+adds less than `analysis.fit.estimate.TELLABLE` of its length to the others, then, one by one, those
+whose own 95 % interval is wider than the table's.
+
+The covariance trusts neither independence nor the law: a sandwich over blocks of time plus one over
+kinds of observation (cells of batch size, prompt length, context), as a law that is wrong for a kind is
+wrong for all of it (Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29, who subtract what both
+share; it is left in here). Added is what the constants kept from the table may be off by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.fit.estimate import Matrix, tangled, tellable
+from analysis.stats import LEVEL, student
+from loadgen.types import Floats
+
+Ints = npt.NDArray[np.int64]
+Law = Callable[[Floats], tuple[Floats, Matrix]]
+"""Constants (m,) to what they predict, (n,), and its derivatives, (n, m)."""
+
+_HUBER = 2.0
+_ROUNDS, _HALVINGS = 60, 12
+_CONVERGED = 1e-9
+_LEAST_SPREAD = 1e-7
+"""Of the residuals, relative: what stamps and sums are rounded by."""
+_TWO_SIDED_95 = 1.959964
+_MOST_FREEDOM = 200
+_SMALLEST = 1e-9
+"""Of its value in the table: where a constant that would be negative is held."""
+_FREE = 5.0
+"""A constant this uncertain is no scale, and may be negative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A constant that is asked for: its value in the table and that one's relative uncertainty."""
+
+    name: str
+    base: float
+    relative_uncertainty: float
+
+    @property
+    def sd(self) -> float:
+        """Of the table's value, in its own unit."""
+        wide = self.relative_uncertainty if self.relative_uncertainty > 0 else 1.0
+        return self.base * math.log1p(wide) / _TWO_SIDED_95
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Constants (m,), 95 % half-widths (m,) in their units, and which the data told, (m,).
+
+    ``kept``: why the others stand at the table's value, by name. ``condition``: of the kept columns
+    scaled to length 1; ``tangled``: names that share a weak direction. ``residual``: (n,), observed
+    over predicted less 1 where the law is relative, else in units of y.
+    """
+
+    value: Floats
+    half: Floats
+    told: tuple[bool, ...]
+    kept: dict[str, str]
+    condition: float
+    tangled: tuple[tuple[str, ...], ...]
+    residual: Floats
+    n: int
+
+
+def answer(
+    law: Law,
+    y: Floats,
+    questions: Sequence[Question],
+    clusters: Sequence[Ints],
+    *,
+    relative: bool,
+) -> Answer:
+    """Fits the constants. ``clusters``: (n,) each, numbers of the blocks and kinds that go together.
+
+    ``relative``: residuals are weighed by the inverse of what is predicted. ``questions`` in order of
+    preference: of two that cannot be told apart the first is fitted.
+    """
+    base = np.array([q.base for q in questions])
+    sd = np.array([q.sd for q in questions])
+    predicted, jacobian = law(base)
+    size = predicted if relative else np.ones(len(y))
+    scaled = jacobian * base / size[:, None]
+    kept: dict[str, str] = {}
+    free = tellable(scaled, range(len(questions)))
+    for k in np.flatnonzero(~free).tolist():
+        seen = float(np.linalg.norm(scaled[:, k])) > 0
+        kept[questions[k].name] = "not told apart from the others" if seen else "nothing in the runs needs it"
+    while True:
+        value = _solve(law, y, base, sd, free, relative)
+        half = _half(law, y, value, free, sd, clusters, relative)
+        wide = np.where(free, half / np.maximum(_TWO_SIDED_95 * sd, 1e-300), 0.0)
+        worst = int(np.argmax(wide))
+        if not free.any() or wide[worst] <= 1.0:
+            break
+        free[worst] = False
+        share = half[worst] / base[worst]
+        kept[questions[worst].name] = f"the runs tell it to {100 * share:.2g} % only, worse than the table"
+    predicted, jacobian = law(value)
+    size = predicted if relative else np.ones(len(y))
+    u = jacobian[:, free] / size[:, None]
+    u = u / np.maximum(np.linalg.norm(u, axis=0), 1e-300)
+    groups = tangled(u, np.flatnonzero(free)) if free.any() else ()
+    return Answer(
+        value,
+        half,
+        tuple(bool(f) for f in free),
+        kept,
+        float(np.linalg.cond(u)) if free.any() else math.nan,
+        tuple(tuple(questions[k].name for k in group) for group in groups),
+        (y - predicted) / size,
+        len(y),
+    )
+
+
+def _solve(
+    law: Law, y: Floats, base: Floats, sd: Floats, free: npt.NDArray[np.bool_], relative: bool
+) -> Floats:
+    x, active = base.copy(), free.copy()
+    least = np.where(sd > _FREE * base, -np.inf, _SMALLEST * base)
+    for _ in range(_ROUNDS):
+        predicted, jacobian = law(x)
+        size = predicted if relative else np.ones(len(y))
+        residual = (y - predicted) / size
+        spread = _spread(residual, y / size)
+        weight = np.sqrt(_weights(residual, spread))
+        scaled = jacobian[:, active] * base[active] / size[:, None]
+        step = np.zeros(len(x))
+        found = np.linalg.lstsq(scaled * weight[:, None], residual * weight, rcond=1e-12)[0]
+        step[active] = base[active] * found
+        before, length = _loss(residual, spread), 1.0
+        for _ in range(_HALVINGS):
+            tried = np.maximum(x + length * step, least)
+            there = law(tried)[0]
+            if _loss((y - there) / size, spread) <= before * (1 + 1e-12):
+                break
+            length /= 2
+        moved = np.max(np.abs(tried - x) / base)
+        x = tried
+        active &= x > least  # what would be negative is 0, and the others are fitted without it
+        if moved < _CONVERGED:
+            break
+    return x
+
+
+def _spread(residual: Floats, y: Floats) -> float:
+    return max(float(np.median(np.abs(residual))) / 0.6745, _LEAST_SPREAD * float(np.mean(np.abs(y))))
+
+
+def _weights(residual: Floats, spread: float) -> Floats:
+    found: Floats = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(residual), 1e-300))
+    return found
+
+
+def _loss(residual: Floats, spread: float) -> float:
+    """Huber's: quadratic within so many deviations, linear beyond."""
+    size = np.abs(residual) / spread
+    return float(np.sum(np.where(size <= _HUBER, size**2, 2.0 * _HUBER * size - _HUBER**2)))
+
+
+def _half(
+    law: Law,
+    y: Floats,
+    x: Floats,
+    free: npt.NDArray[np.bool_],
+    sd: Floats,
+    clusters: Sequence[Ints],
+    relative: bool,
+) -> Floats:
+    """Half-widths of the 95 % intervals, (m,); for what is kept from the table, its own."""
+    predicted, jacobian = law(x)
+    size = predicted if relative else np.ones(len(y))
+    residual = (y - predicted) / size
+    weight = _weights(residual, _spread(residual, y / size))
+    a = jacobian / size[:, None]
+    half = _TWO_SIDED_95 * sd
+    if not free.any():
+        return half
+    own = a[:, free]
+    length = np.maximum(np.linalg.norm(own, axis=0), 1e-300)
+    own = own / length
+    bread = np.linalg.pinv((own * weight[:, None]).T @ own)
+    score = own * (weight * residual)[:, None]
+    total = np.zeros_like(bread)
+    for cluster in clusters:
+        count = int(cluster.max()) + 1 if len(cluster) else 0
+        summed = np.stack([np.bincount(cluster, column, minlength=count) for column in score.T], axis=1)
+        some = np.bincount(cluster, minlength=count) > 0
+        k, m = int(some.sum()), own.shape[1]
+        if k <= m + 1:
+            continue
+        t = student.two_sided(LEVEL, max(1, min(k - m, _MOST_FREEDOM))) / _TWO_SIDED_95
+        total += t**2 * k / (k - m) * bread @ (summed.T @ summed) @ bread
+    if not total.any():  # too few clusters: as if independent
+        m = own.shape[1]
+        total = float(np.sum(weight * residual**2)) / max(len(y) - m, 1) * bread
+    held = (a[:, ~free] * sd[~free]) * weight[:, None]
+    moved = bread @ (own.T @ held)
+    total = total + moved @ moved.T
+    half[free] = _TWO_SIDED_95 * np.sqrt(np.diag(total)) / length
+    return half
