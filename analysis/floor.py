@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 
 from analysis.run import Run
+from loadgen.errors import ConfigError
 from loadgen.physics.boards import GPUS
 from loadgen.physics.clocks import at_clock, least_board
 from loadgen.physics.formats import DTYPES, Dtype
 from loadgen.physics.hardware import Efficiency, Gpu
 from loadgen.physics.models import MODELS, Transformer
+from loadgen.physics.profile import find_board
 from loadgen.types import Floats
 
 LEAST_CONTEXT_W = 26.0
@@ -59,12 +61,23 @@ class Floor:
 def gpu_of(run: Run) -> Gpu | None:
     """The board of the run at its locked clock, by id or by the name the driver gives; None if unknown."""
     server = run.manifest.get("server") or {}
-    known = GPUS.get(str(server.get("gpu")))
-    if known is None:
+    name = str(server.get("gpu"))
+    known = GPUS.get(name)
+    if name.endswith(".json"):
+        known = _of_profile(name)
+    elif known is None:
         names = {row.get("name") for row in run.manifest.get("gpus") or ()}
         known = next((gpu for gpu in GPUS.values() if names == {gpu.name}), None)
     locked_mhz = embedded_section(run, "hardware").get("sm_clock_mhz")
     return known if known is None or locked_mhz is None else at_clock(known, Efficiency(), locked_mhz)[0]
+
+
+def _of_profile(path: str) -> Gpu | None:
+    """The board of a hardware profile; None when the file is gone: the table's is not the run's."""
+    try:
+        return find_board(path)[0]
+    except ConfigError:
+        return None
 
 
 def model_of(run: Run) -> Transformer | None:
@@ -106,7 +119,7 @@ def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     hardware = embedded_section(run, "hardware")
     if hardware.get("sm_clock_mhz") or hardware.get("power_cap_w"):
         gpu = least_board(
-            GPUS[gpu.id], Efficiency(), hardware.get("sm_clock_mhz"), hardware.get("power_cap_w")
+            GPUS.get(gpu.id, gpu), Efficiency(), hardware.get("sm_clock_mhz"), hardware.get("power_cap_w")
         )
     server = run.manifest.get("server") or {}
     embedded = server.get("kind") == "embedded"

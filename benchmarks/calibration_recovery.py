@@ -1,6 +1,7 @@
 """Whether `loadgen calibrate` finds constants that are hidden, and how often its 95 % intervals hold them.
 
     python benchmarks/calibration_recovery.py [--draws 24] [--loads alone|mixed|all] [--gpu h100-sxm]
+                                              [--jitter-ms 0.5]
 
 Each draw is a board whose constants are off by what the table says they may be (``hardware.draw``). The
 embedded server serves Llama 3.1 8B on it in virtual time: 40 requests one after another, 200 at 4 a second
@@ -8,11 +9,15 @@ embedded server serves Llama 3.1 8B on it in virtual time: 40 requests one after
 counter see. Printed are, over the draws, the share of the constants inside their intervals, of how many
 that the runs told, the median and largest error, and the median half-width; of the constants kept at the
 table's value, how many lay within the table's own interval. Everything is simulated.
+
+``--jitter-ms``: every read of the client comes later by an exponential time of this mean, as on a busy
+host, and every reading of the counter is stamped later by as much.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -41,7 +46,7 @@ LOADS: Mapping[str, Mapping[str, Any]] = {
 CHOICES = {"alone": ("alone",), "mixed": ("poisson",), "all": tuple(LOADS)}
 
 
-def runs_of(draw: int, gpu: str, loads: tuple[str, ...], folder: Path) -> list[Run]:
+def runs_of(draw: int, gpu: str, loads: tuple[str, ...], folder: Path, jitter_s: float) -> list[Run]:
     """The runs of one hidden board."""
     server = {"model": "llama-3.1-8b", "gpu": gpu, "dtype": "bfloat16", "hardware": {"draw": draw}}
     made = []
@@ -54,18 +59,40 @@ def runs_of(draw: int, gpu: str, loads: tuple[str, ...], folder: Path) -> list[R
             "prompts": PROMPTS,
             "power": POWER,
         }
-        made.append(load_run(run(scenario, folder)))
+        path = run(scenario, folder)
+        if jitter_s:
+            late(path, jitter_s, draw)
+        made.append(load_run(path))
     return made
+
+
+def late(path: Path, mean_s: float, seed: int) -> None:
+    """Delays the client's reads and the stamps of the counter by exponential times."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for text in (path / "requests.jsonl").read_text().splitlines():
+        row = json.loads(text)
+        if row["chunk_s"]:
+            at_s = np.array(row["chunk_s"])
+            chunks = np.maximum.accumulate(at_s + rng.exponential(mean_s, len(at_s))).tolist()
+            done_s = max(row["done_s"], chunks[-1])
+            row |= {"chunk_s": chunks, "first_s": chunks[0], "done_s": done_s}
+        lines.append(json.dumps(row))
+    (path / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [json.loads(text) for text in (path / "power.jsonl").read_text().splitlines()]
+    instants = sorted({row["t_s"] for row in rows})
+    moved = dict(zip(instants, (np.array(instants) + rng.exponential(mean_s, len(instants))), strict=True))
+    text = "\n".join(json.dumps(row | {"t_s": float(moved[row["t_s"]])}) for row in rows)
+    (path / "power.jsonl").write_text(text + "\n")
 
 
 def truth(of: Run) -> dict[str, float]:
     """The hidden constants."""
     scenario = scenario_of(of)
     deployment = Deployment(scenario.server.launch(scenario.seed))
-    parts = {name: deployment.gpu for name in POWERS} | {
-        name: deployment.step_model.efficiency for name in TIMES
-    }
-    return {name: float(getattr(part, name)) for name, part in parts.items()}
+    efficiency = deployment.step_model.efficiency
+    found = {name: float(getattr(deployment.gpu, name)) for name in POWERS}
+    return found | {name: float(getattr(efficiency, name)) for name in TIMES}
 
 
 def main() -> None:
@@ -73,6 +100,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=24)
     parser.add_argument("--loads", choices=CHOICES, default="all")
     parser.add_argument("--gpu", default="h100-sxm")
+    parser.add_argument("--jitter-ms", type=float, default=0.0)
     args = parser.parse_args()
     names = (*TIMES, *POWERS)
     error: dict[str, list[float]] = {name: [] for name in names}
@@ -82,7 +110,7 @@ def main() -> None:
     took_s = []
     for draw in range(args.draws):
         with tempfile.TemporaryDirectory() as folder:
-            runs = runs_of(draw, args.gpu, CHOICES[args.loads], Path(folder))
+            runs = runs_of(draw, args.gpu, CHOICES[args.loads], Path(folder), args.jitter_ms / 1e3)
             begin_s = time.perf_counter()
             found = calibrate(runs)
             took_s.append(time.perf_counter() - begin_s)
@@ -100,8 +128,8 @@ def main() -> None:
                 wide = 1.0 + part.uncertainty[name]
                 kept[name].append(value / wide <= true <= value * wide)
     print(
-        f"{args.gpu}, {args.draws} draws, loads {', '.join(CHOICES[args.loads])}; calibrating takes a median "
-        f"{np.median(took_s):.2f} s; simulated\n"
+        f"{args.gpu}, {args.draws} draws, loads {', '.join(CHOICES[args.loads])}, "
+        f"jitter {args.jitter_ms:g} ms; calibrating takes a median {np.median(took_s):.2f} s; simulated\n"
     )
     print("| constant | inside | median error | largest | median half-width | kept, inside the table's |")
     print("|---|---|---|---|---|---|")

@@ -23,12 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from loadgen.arrivals import Constant, Gamma, Poisson, Uniform
+from loadgen.emulation import Jobs, constant_lengths, simulate
 from loadgen.launch import Launch
 from loadgen.server.deployment import Deployment
-from loadgen.server.engine import Sequence, drive
 from loadgen.types import ArrivalProcess, Floats
 
-DEPLOYMENT = Deployment(Launch(model="llama-3.1-8b", gpu="h100-sxm", dtype="bfloat16"))
+DEPLOYMENT = Deployment(
+    Launch(model="llama-3.1-8b", gpu="h100-sxm", dtype="bfloat16", max_concurrent_requests=10**6)
+)
 IDLE_W = DEPLOYMENT.gpu.context_idle_w
 PATTERNS: dict[str, ArrivalProcess] = {
     "fixed": Constant(1.0),
@@ -62,15 +64,10 @@ def unit_times(process: ArrivalProcess, n: int, seed: int) -> Floats:
 
 
 def energy_per_request_j(times_s: Floats, reply_tokens: int, prompt_tokens: int = 1300) -> float:
-    arrivals = (
-        (t, Sequence(k, prompt_tokens, reply_tokens, reply_tokens)) for k, t in enumerate(times_s.tolist())
-    )
-    busy_j = busy_s = end_s = 0.0
-    for start_s, duration_s, power_w, _, _ in drive(DEPLOYMENT.engine(), arrivals):
-        busy_j += power_w * duration_s
-        busy_s += duration_s
-        end_s = start_s + duration_s
-    return (busy_j + IDLE_W * (end_s - busy_s)) / len(times_s)
+    jobs = Jobs(times_s, times_s, constant_lengths(len(times_s), prompt_tokens, reply_tokens))
+    joules = simulate(DEPLOYMENT, jobs).per_success_j
+    assert joules is not None
+    return joules
 
 
 def cell(joules: list[float], reference_j: float) -> str:

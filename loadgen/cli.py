@@ -201,6 +201,22 @@ def _fit(args: argparse.Namespace) -> int:
     return OK
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    from analysis.calibrate.view import report
+
+    told = {"gpu": args.gpu, "model": args.model, "dtype": args.dtype}
+    report(args.runs, output=args.output, as_object=args.json, **told)
+    return OK
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from analysis.calibrate.validation_view import report
+
+    told = {"gpu": args.gpu, "model": args.model, "dtype": args.dtype}
+    report(args.run, settings=args.set, as_json=args.json, **told)
+    return OK
+
+
 def _page(args: argparse.Namespace) -> int:
     from analysis.report.document import report
     from analysis.study.analyze import options_of
@@ -311,6 +327,8 @@ GO = {
     "report": _page,
     "compare": _compare,
     "fit": _fit,
+    "calibrate": _calibrate,
+    "validate": _validate,
     "lint": _lint,
     "capacity": _capacity,
     "sweep": _sweep,

@@ -88,7 +88,7 @@ ANALYSIS_LAYERS: list[set[str]] = [
     {"absent", "energy", "fail_if", "goodput", "sci"},
     {"attribution", "claims", "lint", "show", "timeline"},
     {"fit", "summary", "tables"},
-    {"compare", "envelope", "sweeps"},
+    {"calibrate", "compare", "envelope", "sweeps"},
     {"capacity", "study"},
     {"figures"},
     {"report"},
@@ -111,6 +111,8 @@ ANALYSIS_MAY_IMPORT = (
     "loadgen.pool",
     "loadgen.progress",
     "loadgen.server.deployment",
+    "loadgen.plan",
+    "loadgen.scenario",
 )
 HEAVY = {
     "torch",

@@ -29,12 +29,15 @@ Law = Callable[[Floats], tuple[Floats, Matrix]]
 """Constants (m,) to what they predict, (n,), and its derivatives, (n, m)."""
 
 _HUBER = 2.0
-_ROUNDS, _HALVINGS = 60, 12
-_CONVERGED = 1e-9
+_ROUNDS, _HALVINGS = 40, 8
+_CONVERGED, _GAINED = 1e-9, 1e-6
+"""A round that moves no constant by more of its table's value, or gains no more, is the last."""
 _LEAST_SPREAD = 1e-7
 """Of the residuals, relative: what stamps and sums are rounded by."""
 _TWO_SIDED_95 = 1.959964
 _MOST_FREEDOM = 200
+_UNSEEN = "nothing in the runs needs it"
+_SINGULAR = 1e12
 _SMALLEST = 1e-9
 """Of its value in the table: where a constant that would be negative is held."""
 _FREE = 5.0
@@ -85,21 +88,26 @@ def answer(
 ) -> Answer:
     """Fits the constants. ``clusters``: (n,) each, numbers of the blocks and kinds that go together.
 
-    ``relative``: residuals are weighed by the inverse of what is predicted. ``questions`` in order of
+    ``relative``: residuals are relative to what is predicted, and count by it. ``questions`` in order of
     preference: of two that cannot be told apart the first is fitted.
     """
     base = np.array([q.base for q in questions])
     sd = np.array([q.sd for q in questions])
     predicted, jacobian = law(base)
-    size = predicted if relative else np.ones(len(y))
+    size, _ = _sizes(predicted, relative)
     scaled = jacobian * base / size[:, None]
     kept: dict[str, str] = {}
     free = tellable(scaled, range(len(questions)))
     for k in np.flatnonzero(~free).tolist():
         seen = float(np.linalg.norm(scaled[:, k])) > 0
-        kept[questions[k].name] = "not told apart from the others" if seen else "nothing in the runs needs it"
+        kept[questions[k].name] = "not told apart from the others" if seen else _UNSEEN
     while True:
         value = _solve(law, y, base, sd, free, relative)
+        unseen = free & ~np.any(law(value)[1] != 0.0, axis=0)
+        if unseen.any():  # at the table's values it counted, where the others are found it does not
+            kept |= {questions[k].name: _UNSEEN for k in np.flatnonzero(unseen).tolist()}
+            free &= ~unseen
+            continue
         half = _half(law, y, value, free, sd, clusters, relative)
         wide = np.where(free, half / np.maximum(_TWO_SIDED_95 * sd, 1e-300), 0.0)
         worst = int(np.argmax(wide))
@@ -109,16 +117,17 @@ def answer(
         share = half[worst] / base[worst]
         kept[questions[worst].name] = f"the runs tell it to {100 * share:.2g} % only, worse than the table"
     predicted, jacobian = law(value)
-    size = predicted if relative else np.ones(len(y))
+    size, _ = _sizes(predicted, relative)
     u = jacobian[:, free] / size[:, None]
     u = u / np.maximum(np.linalg.norm(u, axis=0), 1e-300)
-    groups = tangled(u, np.flatnonzero(free)) if free.any() else ()
+    condition = float(np.linalg.cond(u)) if free.any() else math.nan
+    groups = tangled(u, np.flatnonzero(free)) if condition < _SINGULAR else ()
     return Answer(
         value,
         half,
         tuple(bool(f) for f in free),
         kept,
-        float(np.linalg.cond(u)) if free.any() else math.nan,
+        condition,
         tuple(tuple(questions[k].name for k in group) for group in groups),
         (y - predicted) / size,
         len(y),
@@ -132,31 +141,46 @@ def _solve(
     least = np.where(sd > _FREE * base, -np.inf, _SMALLEST * base)
     for _ in range(_ROUNDS):
         predicted, jacobian = law(x)
-        size = predicted if relative else np.ones(len(y))
+        size, share = _sizes(predicted, relative)
         residual = (y - predicted) / size
-        spread = _spread(residual, y / size)
-        weight = np.sqrt(_weights(residual, spread))
+        spread = _spread(residual, share, y / size)
+        weight = np.sqrt(share * _weights(residual, spread))
         scaled = jacobian[:, active] * base[active] / size[:, None]
         step = np.zeros(len(x))
         found = np.linalg.lstsq(scaled * weight[:, None], residual * weight, rcond=1e-12)[0]
         step[active] = base[active] * found
-        before, length = _loss(residual, spread), 1.0
+        before, length = _loss(residual, share, spread), 1.0
         for _ in range(_HALVINGS):
             tried = np.maximum(x + length * step, least)
-            there = law(tried)[0]
-            if _loss((y - there) / size, spread) <= before * (1 + 1e-12):
+            after = _loss((y - law(tried)[0]) / size, share, spread)
+            if after <= before * (1 + 1e-12):
                 break
             length /= 2
         moved = np.max(np.abs(tried - x) / base)
         x = tried
         active &= x > least  # what would be negative is 0, and the others are fitted without it
-        if moved < _CONVERGED:
+        if moved < _CONVERGED or before - after < _GAINED * before:
             break
     return x
 
 
-def _spread(residual: Floats, y: Floats) -> float:
-    return max(float(np.median(np.abs(residual))) / 0.6745, _LEAST_SPREAD * float(np.mean(np.abs(y))))
+def _sizes(predicted: Floats, relative: bool) -> tuple[Floats, Floats]:
+    """What residuals are taken in, and how much each counts, (n,) both.
+
+    Relative residuals count by what is predicted, so that every second counts alike: a thousand short
+    steps would else outvote the few long ones that make up as much of the time.
+    """
+    if not relative:
+        return np.ones(len(predicted)), np.ones(len(predicted))
+    return predicted, predicted / float(np.mean(predicted))
+
+
+def _spread(residual: Floats, share: Floats, y: Floats) -> float:
+    """The deviation of normal values with this median size, each counted by its share."""
+    order = np.argsort(np.abs(residual))
+    middle = np.searchsorted(np.cumsum(share[order]), 0.5 * float(share.sum()))
+    size = float(np.abs(residual[order[min(int(middle), len(order) - 1)]]))
+    return max(size / 0.6745, _LEAST_SPREAD * float(np.mean(np.abs(y))))
 
 
 def _weights(residual: Floats, spread: float) -> Floats:
@@ -164,10 +188,10 @@ def _weights(residual: Floats, spread: float) -> Floats:
     return found
 
 
-def _loss(residual: Floats, spread: float) -> float:
+def _loss(residual: Floats, share: Floats, spread: float) -> float:
     """Huber's: quadratic within so many deviations, linear beyond."""
     size = np.abs(residual) / spread
-    return float(np.sum(np.where(size <= _HUBER, size**2, 2.0 * _HUBER * size - _HUBER**2)))
+    return float(share @ (np.where(size <= _HUBER, size**2, 2.0 * _HUBER * size - _HUBER**2)))
 
 
 def _half(
@@ -181,9 +205,9 @@ def _half(
 ) -> Floats:
     """Half-widths of the 95 % intervals, (m,); for what is kept from the table, its own."""
     predicted, jacobian = law(x)
-    size = predicted if relative else np.ones(len(y))
+    size, share = _sizes(predicted, relative)
     residual = (y - predicted) / size
-    weight = _weights(residual, _spread(residual, y / size))
+    weight = share * _weights(residual, _spread(residual, share, y / size))
     a = jacobian / size[:, None]
     half = _TWO_SIDED_95 * sd
     if not free.any():

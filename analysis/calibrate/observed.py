@@ -21,7 +21,6 @@ from analysis.calibrate.work import Rows, Work, work_of
 from analysis.run import Run
 from loadgen.errors import ConfigError
 from loadgen.physics.transformer import StepModel
-from loadgen.server.deployment import Deployment
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -84,7 +83,7 @@ def _less_cached(run: Run, subject: Subject, did: Activity) -> Activity:
     if not server.launcher.prefix_caching:
         return did
     launch = server.launch(int(run.manifest.get("seed") or 0))
-    saved = cached_tokens(run, Deployment(replace(launch, gpu=subject.gpu)))
+    saved = cached_tokens(run, replace(launch, gpu=subject.gpu))
     if saved is None:
         return did
     of_request = saved.reindex(did.requests["id"]).fillna(0.0).to_numpy(dtype=np.float64)

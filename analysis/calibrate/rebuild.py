@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from analysis.run import Run
 from loadgen.emulation import jobs_of, simulate
 from loadgen.errors import ConfigError, LoadgenError
+from loadgen.launch import Launch
 from loadgen.plan import Planned, build
 from loadgen.scenario import Scenario
 from loadgen.server.deployment import Deployment
@@ -43,7 +44,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None or np.isnan(value) else int(value)
 
 
-def cached_tokens(run: Run, deployment: Deployment) -> pd.Series[float] | None:
+def cached_tokens(run: Run, launch: Launch) -> pd.Series[float] | None:
     """Prompt tokens that the prefix cache had of each measured request, by id; None where nobody can tell.
 
     Only of an embedded server, whose cache is known: the plan is served again on the emulator.
@@ -51,7 +52,7 @@ def cached_tokens(run: Run, deployment: Deployment) -> pd.Series[float] | None:
     try:
         planned = planned_of(run)
         jobs = jobs_of(planned.measured, exact_lengths=planned.exact_lengths, shared_prefixes=True)
-        served = simulate(deployment, jobs)
+        served = simulate(Deployment(launch), jobs)
     except (LoadgenError, OSError):
         return None
     ids = [arrival.request.id for arrival in planned.measured.arrivals]

@@ -96,7 +96,8 @@ def constants(found: Answer) -> dict[str, tuple[float, float, float]]:
     for name, value, half in zip(NAMES, found.value.tolist(), found.half.tolist(), strict=True):
         low, high = max(value - half, 0.0), value + half
         if name in _INVERSE:
-            ends[name] = (1.0 / value, 1.0 / high, 1.0 / low if low > 0 else np.inf)
+            most = min(1.0 / low, 1.0) if low > 0 else 1.0  # a share of the peak is at most all of it
+            ends[name] = (1.0 / value, 1.0 / high, max(most, 1.0 / value))
         else:
             ends[name] = (value, low, high)
     return ends

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.capacity.fluid import little
 from analysis.capacity.plan import CapacityPlan, Slo
 from analysis.capacity.replica import Fared, Looser, Replica, ReplicaType, deploy
-from analysis.capacity.search import CONFIRM_N, Found, quick
+from analysis.capacity.search import Found, quick
 
 ABOVE, BY = 1.05, 1.25
 """Where it is looked at, over the highest rate; and the factor by which each constraint is relaxed."""
@@ -20,8 +20,9 @@ _RESOURCES = ("compute", "bandwidth", "overhead")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """``limit``: the constraint whose relaxing raises the rate most (ttft, tpot, e2e, kv, admission, or
-    stability); ``resource``: likewise of compute, bandwidth and overhead (time a step costs besides).
+    """``limit``: the constraint whose relaxing raises the rate most (ttft, tpot, e2e, kv, admission);
+    throughput where none does by 1 %, stability where the SLO holds up to what can be sustained.
+    ``resource``: likewise of compute, bandwidth and overhead (time a step costs besides).
 
     ``gains``: relative rise of the highest rate when a constraint is a quarter looser, one stream of
     1,000 requests under equal luck. At the highest rate: shares of the KV cache and of peak bandwidth
@@ -60,7 +61,7 @@ _LIMITS = {
     "kv": "KV memory binds",
     "admission": "the admission limit binds",
     "stability": "stability binds: the SLO holds up to what can be sustained",
-    "none": "no single limit binds",
+    "throughput": "throughput itself binds: no looser limit would help",
 }
 _RESOURCE = {
     "compute": "step time is mostly compute",
@@ -71,22 +72,23 @@ _RESOURCE = {
 
 def binding(plan: CapacityPlan, kind: ReplicaType, replica: Replica, found: Found) -> Binding:
     """What binds the type at the highest rate that was found."""
+    n = plan.search.requests // 2
     base = quick(replica, start_rps=found.rate_rps)
     gains: dict[str, float] = {}
     if base is not None:
         for name, looser in _relaxed(plan, kind, replica).items():
             raised = quick(looser, start_rps=found.rate_rps)
             gains[name] = 0.0 if raised is None else raised.rate_rps / base.rate_rps - 1
-    served = replica.serve(found.rate_rps, CONFIRM_N // 2, 1, record=True)
+    served = replica.serve(found.rate_rps, n, 1, record=True)
     works = served.works
     assert works is not None
     weight = works.duration_s / works.duration_s.sum()
     limits = {name: gain for name, gain in gains.items() if name not in _RESOURCES}
-    limit = max(limits, key=lambda name: limits[name], default="none")
+    limit = max(limits, key=lambda name: limits[name], default="throughput")
     if found.stable:
         limit = "stability"
     elif not limits or limits[limit] < _TELLS:
-        limit = "none"
+        limit = "throughput"
     resources = {name: gains[name] for name in _RESOURCES if name in gains}
     resource = max(resources, key=lambda name: resources[name], default=None)
     if resource is not None and resources[resource] < _TELLS:
@@ -102,7 +104,7 @@ def binding(plan: CapacityPlan, kind: ReplicaType, replica: Replica, found: Foun
         served.busy_s / served.end_s,
         served.most_in_flight,
         batch if np.isfinite(batch) else None,
-        replica.fare(found.rate_rps * ABOVE, CONFIRM_N // 2, 1),
+        replica.fare(found.rate_rps * ABOVE, n, 1),
     )
 
 

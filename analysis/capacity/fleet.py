@@ -21,7 +21,7 @@ from analysis.stats import LEVEL, exact, missing, scaled
 from analysis.words import WH_PER_J
 from loadgen.types import Estimate, Floats
 
-GRID_POINTS, GRID_N, GRID_STREAMS = 6, 3_000, 5
+GRID_POINTS, GRID_N = 6, 3_000
 _FIRST_STREAM = 1
 Ints = npt.NDArray[np.int64]
 
@@ -74,10 +74,9 @@ def replicas_for(rates_rps: Floats, max_rps: float, headroom: float) -> Ints:
     return np.ceil(rates_rps / (max_rps * (1 - headroom)) - 1e-9).astype(np.int64)
 
 
-def operate(
-    replica: Replica, rates_rps: Floats, *, n: int = GRID_N, streams: int = GRID_STREAMS
-) -> Operation:
+def operate(replica: Replica, rates_rps: Floats, *, streams: int) -> Operation:
     """The replica at so many of these rates that the rest can be interpolated."""
+    n = min(GRID_N, replica.workload.plan.search.requests)
     wanted = np.unique(rates_rps[rates_rps > 0])
     if len(wanted) > GRID_POINTS:
         wanted = np.geomspace(wanted[0], wanted[-1], GRID_POINTS)
@@ -98,15 +97,15 @@ def fleet(
     max_rps: Estimate,
     *,
     switch_off: bool | None = None,
-    streams: int = GRID_STREAMS,
+    streams: int | None = None,
 ) -> Fleet:
-    """The fleet of this type that the plan's demand takes. ``switch_off``: instead of the plan's."""
+    """The fleet of this type that the demand takes. ``switch_off``, ``streams``: instead of the plan's."""
     assert max_rps.value is not None
     demand = replica.workload.demand
     switch_off = plan.switch_off if switch_off is None else switch_off
     replicas = on(demand, max_rps.value, plan.headroom, switch_off=switch_off)
     each_rps = np.divide(demand.rates_rps, replicas, out=np.zeros(len(replicas)), where=replicas > 0)
-    operation = operate(replica, each_rps, streams=streams)
+    operation = operate(replica, each_rps, streams=streams or plan.search.seeds)
     joules, shares = [], []
     wanted = demand.rates_rps * demand.bins_s
     for stream in range(len(operation.power_w)):

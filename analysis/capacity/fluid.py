@@ -124,7 +124,7 @@ def little(deployment: Deployment, lengths: Lengths, rates_rps: Floats) -> Float
     model = deployment.step_model
     assert isinstance(model, StepModel)
     means = means_of(lengths, reserves=False)
-    prompt = int(round(means.prompt))
+    prompt = round(means.prompt)
     tau_s = model.step(
         prefill_tokens=prompt, prefill_pairs=int(means.pairs), prefill_span_tokens=prompt, emitting_rows=1
     ).duration_s

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.capacity.replica import Replica
+from analysis.capacity.replica import Replica, judge
 from analysis.capacity.search import QUICK_N, bound_of
-from loadgen.emulation import Served
+from loadgen.emulation import Served, simulate
 
-_APART = 1e-9
-"""Of the fluid bound: a rate at which no two requests meet."""
+_APART_S = 1e5
+"""Between two requests that are not to meet."""
 
 
 def lone(replica: Replica) -> str:
     """One line: which limits requests break that have the replica to themselves."""
     slo, percentile = replica.slo, replica.slo.percentile
-    rate_rps = bound_of(replica).stable_rps * _APART
-    served = replica.serve(rate_rps, QUICK_N, 0)
+    jobs = replica.workload.jobs(bound_of(replica).stable_rps, QUICK_N, 0)
+    served = simulate(replica.deployment, jobs.at(np.arange(QUICK_N, dtype=np.float64) * _APART_S))
     reasons = []
     refused = int((~served.ok).sum())
     if refused / QUICK_N > 1 - slo.share:
@@ -30,13 +30,16 @@ def lone(replica: Replica) -> str:
                     f"alone on it, p{percentile:g} {name.upper()} is {_said(value_s)} > {_said(limit_s)}"
                 )
     if not reasons:
-        share = replica.fare(rate_rps, QUICK_N, 0).share
+        share = judge(served, slo, 1 / _APART_S).share
         if share < slo.share:
             reasons.append(
                 f"alone on it, {share:.1%} of the requests keep all limits at once, {slo.percentile:g} % must"
             )
         else:
-            reasons.append("requests alone keep the SLO, but at no rate worth searching")
+            reasons.append(
+                f"alone on it, {share:.2%} of the requests keep it, too close to the {slo.percentile:g} % "
+                "wanted for any rate to be sure"
+            )
     return "SLO out of reach: " + "; ".join(reasons)
 
 

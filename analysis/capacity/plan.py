@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
+import loadgen
 from analysis.macro import GRIDS, Grid, grid
 from loadgen.config import Place, Tree, explain, near, parse_value, read_yaml
 from loadgen.errors import ConfigError
 from loadgen.launch import DEFAULT_MODEL, Launch, Launcher, Scheduler
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
+from loadgen.physics.models import MODELS, read_config
 from loadgen.section import Count, NotNegative, Positive, Section, wrong
 
 HOURS = 24
@@ -167,6 +169,13 @@ class Policies(Section):
     buckets: list[Annotated[float, Field(ge=1, allow_inf_nan=False)]] = Field(default_factory=lambda: [1.0])
 
 
+class Search(Section):
+    """How hard to look: requests a simulation that confirms, and how many seeds; at most 100,000 requests."""
+
+    requests: Annotated[int, Field(ge=100, le=100_000)] = 10_000
+    seeds: Annotated[int, Field(ge=2, le=100)] = 5
+
+
 class CapacityPlan(Section):
     """A whole question. ``price_per_gpu_h``: of one board, by gpu, in ``currency``; none is assumed.
 
@@ -191,9 +200,13 @@ class CapacityPlan(Section):
     switch_off: bool = False
     rank_by: Literal["cost", "energy", "boards"] | None = None
     shaping: Policies = Policies()
+    search: Search = Search()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.model not in MODELS and not Path(self.model).exists():
+            listed = f"one of {', '.join(MODELS)}, or the path of a config.json"
+            raise wrong(listed, "model", f"{self.model}{near(self.model, MODELS)}")
         if self.lengths is None and self.traffic.trace is None:
             raise wrong("a section with prompt_tokens and output_tokens, or a file", "lengths", "nothing")
         if self.arrivals.law == "trace" and self.traffic.trace is None:
@@ -201,9 +214,11 @@ class CapacityPlan(Section):
         if self.arrivals.law == "trace" and self.lengths is not None:
             raise wrong("no lengths with law trace, which brings its own", "lengths", "some")
         for gpu in self.price_per_gpu_h:
-            if gpu not in self.candidates.gpus:
-                listed = ", ".join(self.candidates.gpus)
-                raise wrong(f"one of the candidates ({listed})", "price_per_gpu_h", gpu)
+            if gpu not in self.candidates.gpus and gpu not in GPUS:
+                known = list(dict.fromkeys([*self.candidates.gpus, *GPUS]))
+                raise wrong(
+                    f"one of {', '.join(known)}", f"price_per_gpu_h.{gpu}", f"{gpu}{near(gpu, known)}"
+                )
         if isinstance(self.grid, str) and self.grid not in GRIDS:
             raise wrong(f"g CO2e per kWh, or one of {', '.join(GRIDS)}", "grid", self.grid)
         unpriced = [gpu for gpu in self.candidates.gpus if gpu not in self.price_per_gpu_h]
@@ -243,24 +258,60 @@ def _exactly_one(section: Section, keys: Sequence[str]) -> None:
         raise wrong(f"exactly one of {', '.join(keys)}", "", " and ".join(given) or "none")
 
 
+def find_plan(path: Path) -> Path:
+    """The file, or the shipped plan of that name. Raises ConfigError naming the near shipped plan."""
+    if path.is_file():
+        return path
+    package = Path(loadgen.__file__).resolve().parent
+    folders = (package / "_scenarios" / "capacity", package.parent / "scenarios" / "capacity")
+    shipped = {file.name: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    for name in (path.name, f"{path.name}.yaml"):
+        if name in shipped:
+            return shipped[name]
+    known = ", ".join(shipped)
+    raise ConfigError(
+        f"{path}: no such file, and no shipped plan{near(path.name, shipped)} (shipped: {known})"
+    )
+
+
+PRICE, PRICE_FLAG = "price_per_gpu_h", "--price"
+_INSTEAD = {
+    "traffic.rate_rps": {"traffic": [k for k in Traffic.model_fields if k != "rate_rps"]},
+    "lengths.prompt_tokens": {"lengths": ["jsonl", "sharegpt", "trace"]},
+    "lengths.output_tokens": {"lengths": ["jsonl", "sharegpt", "trace"]},
+}
 _PATHS = ("traffic.trace", "lengths.jsonl", "lengths.sharegpt", "lengths.trace")
 
 
 def read_plan(path: Path | None, given: Sequence[tuple[str, str, str]] = ()) -> CapacityPlan:
     """The plan of a file, or of nothing, with values put over it. Raises ConfigError, a line a mistake.
 
-    ``given``: (dotted key, value as YAML, the flag it is from). Relative paths count from the file, a
-    flag's from the working directory.
+    ``given``: (dotted key, value as YAML, the flag it is from); of `PRICE_FLAG` the value is GPU=X. A rate or
+    a length replaces the file's traffic or lengths. Relative paths count from the file, a flag's from
+    the working directory.
     """
+    path = None if path is None else find_plan(path)
     tree = Tree({}, source="loadgen capacity") if path is None else read_yaml(path)
+    for dotted, _, _ in given:
+        for section, keys in _INSTEAD.get(dotted, {}).items():
+            tree.drop(section, *keys)
     for dotted, text, flag in given:
+        if flag == PRICE_FLAG:
+            _price(tree, text, flag)
+            continue
         tree.assign(dotted, parse_value(text, flag), flag)
     _resolve(tree, Path() if path is None else path.parent)
     try:
-        return CapacityPlan.model_validate(tree.data)
+        plan = CapacityPlan.model_validate(tree.data)
     except ValidationError as exc:
         lines = explain(exc.errors(include_url=False), tree, keys_at, frozenset())
         raise ConfigError("\n".join(lines)) from None
+    if plan.model not in MODELS:
+        model = Path(plan.model)
+        read_config(
+            model / "config.json" if model.is_dir() else model
+        )  # refused here, not by every candidate
+    return plan
 
 
 def keys_at(place: Place) -> Mapping[str, str]:
@@ -285,7 +336,20 @@ def _section(annotation: Any) -> type[Section] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 
+def _price(tree: Tree, text: str, flag: str) -> None:
+    """Sets the price of a board, whose name may be a path with dots."""
+    gpu, _, price = text.rpartition("=")
+    prices = tree.data.setdefault(PRICE, {})
+    if not isinstance(prices, dict):
+        raise ConfigError(f"{tree.origin((PRICE,))} {PRICE}: expected a mapping of boards to prices")
+    prices[gpu] = parse_value(price, flag)
+    tree.origins[PRICE, gpu] = flag
+
+
 def _resolve(tree: Tree, base: Path) -> None:
+    model = tree.data.get("model")
+    if isinstance(model, str) and model not in MODELS and not tree.origin(("model",)).startswith("--"):
+        tree.data["model"] = str(base / model) if (base / model).exists() else model
     for dotted in _PATHS:
         value = tree.get(dotted)
         if isinstance(value, str):

@@ -10,7 +10,6 @@ import numpy as np
 from analysis.capacity.plan import CapacityPlan, Slo
 from analysis.capacity.workload import Workload
 from loadgen.emulation import Jobs, Served, simulate
-from loadgen.errors import CapacityError, ConfigError
 from loadgen.physics.transformer import StepModel
 from loadgen.server.deployment import Deployment
 from loadgen.types import ShapingPolicy
@@ -163,14 +162,3 @@ def deploy(plan: CapacityPlan, kind: ReplicaType, looser: Looser | None = None) 
         max_concurrent_requests=None if most is None else max(1, round(most * looser.admission)),
     )
     return deployment
-
-
-def why_not(plan: CapacityPlan, kind: ReplicaType) -> str | None:
-    """Why the type cannot even be deployed, in one line; None when it can."""
-    try:
-        deploy(plan, kind)
-    except CapacityError as exc:
-        return str(exc)
-    except ConfigError as exc:
-        return str(exc)
-    return None

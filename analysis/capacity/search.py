@@ -20,7 +20,7 @@ from analysis.stats import LEVEL
 from analysis.stats.student import two_sided
 from loadgen.types import Estimate
 
-QUICK_N, CONFIRM_N, STREAMS = 1_000, 10_000, 5
+QUICK_N = 1_000
 QUICK_TOLERANCE, TOLERANCE = 0.01, 0.004
 _LOWEST_SHARE_OF_BOUND = 2.0**-24
 _STEP_DOWN, _STEP_AWAY = 2.0, 1.04
@@ -66,20 +66,14 @@ class Found:
         return all(crossing.stable for crossing in self.crossings)
 
 
-def search(
-    replica: Replica,
-    hold: Hold = AT_ONCE,
-    *,
-    n: int = CONFIRM_N,
-    streams: int = STREAMS,
-    quick_n: int = QUICK_N,
-) -> Found | None:
+def search(replica: Replica, hold: Hold = AT_ONCE) -> Found | None:
     """The highest good rate with its interval; None when no rate is good (see `lone` for why).
 
-    Deterministic: it depends on the plan's seed and on n.
+    Deterministic: it depends on the plan's seed, requests and number of seeds.
     """
     bound = bound_of(replica)
-    start = quick(replica, hold, n=quick_n)
+    n, streams = replica.workload.plan.search.requests, replica.workload.plan.search.seeds
+    start = quick(replica, hold)
     if start is None:
         return None
     crossings, rate = [], start.rate_rps
@@ -103,17 +97,16 @@ def search(
 
 def bound_of(replica: Replica) -> Fluid:
     """The fluid bound for the lengths of the first stream that is confirmed."""
-    lengths = replica.workload.jobs(1.0, CONFIRM_N, 1).lengths
+    lengths = replica.workload.jobs(1.0, replica.workload.plan.search.requests, 1).lengths
     return fluid(replica.deployment, lengths, replica.slo.tpot_s)
 
 
-def quick(
-    replica: Replica, hold: Hold = AT_ONCE, *, n: int = QUICK_N, start_rps: float | None = None
-) -> Crossing | None:
-    """The crossing of one stream of n requests: for brackets, and for comparing under equal luck."""
+def quick(replica: Replica, hold: Hold = AT_ONCE, *, start_rps: float | None = None) -> Crossing | None:
+    """The crossing of one stream of 1,000 requests at most: for brackets, and comparisons at equal luck."""
     bound = bound_of(replica)
     if start_rps is None:
         start_rps = bound.stable_rps if bound.tpot_rps is None else min(bound.tpot_rps, bound.stable_rps)
+    n = min(QUICK_N, replica.workload.plan.search.requests)
     share = _share(replica, n, _QUICK_STREAM, hold)
     start_rps = max(start_rps, bound.stable_rps * _LOWEST_SHARE_OF_BOUND)
     return crosses(share, replica.slo.share, start_rps, _most(bound, replica), QUICK_TOLERANCE, step=1.3)

@@ -17,6 +17,7 @@ from analysis.capacity.replica import Looser, Replica, ReplicaType, deploy
 from analysis.capacity.search import Found, quick
 from analysis.capacity.workload import Workload
 from analysis.stats import scaled
+from analysis.words import number
 from loadgen.emulation import power_draws
 from loadgen.types import Estimate, Floats
 
@@ -66,7 +67,7 @@ class Sensitivity:
         if self.next is None or self.margin is None:
             return (f"no other candidate can serve this; {self._alone()}",)
         a, b = self.best.name, self.next.name
-        lines = [f"next is {b}, {100 * self.margin:.3g} % more by {self.criterion}"]
+        lines = [f"next is {b}, {number(100 * self.margin)} % more by {self.criterion}"]
         lines.append(
             "the intervals are apart"
             if self.told
@@ -76,13 +77,18 @@ class Sensitivity:
             sure = f"{a} needs less energy in {self.power_sure:.1%} of {DRAWS:,} draws of the power constants"
             unsure = 1 - SURE < self.power_sure < SURE
             lines.append(f"{sure}: not told apart by energy" if unsure else sure)
-        if not self.compute_order:
-            lines.append("25 % more or less compute efficiency on all boards changes the order")
+        turned = [f for f in self.best.by_compute if not self._holds(f, f)]
+        if turned:
+            lines.append(f"with the compute efficiency of all boards x {' or x '.join(turned)}, {b} is first")
         elif not self.compute_each:
             lines.append(f"the order holds unless {a} computes 25 % worse and {b} 25 % better than assumed")
         else:
             lines.append("25 % more or less compute efficiency on either board does not change the order")
         return tuple(lines)
+
+    def _holds(self, best: str, other: str) -> bool:
+        assert self.next is not None
+        return _before(self.best.by_compute[best], self.next.by_compute[other])
 
     def _alone(self) -> str:
         lost = [factor for factor, value in self.best.by_compute.items() if value is None]
@@ -167,7 +173,7 @@ def _envelope(workload: Workload, rival: Rival) -> Floats:
     kind, _, made = rival
     plan = workload.plan
     replica = Replica(deploy(plan, kind), workload, plan.slo)
-    served = replica.serve(made.operating_rps, DRAW_N, 1, record=True)
+    served = replica.serve(made.operating_rps, min(DRAW_N, plan.search.requests), 1, record=True)
     assert served.works is not None and made.per_good_j.value is not None
     gpu = replica.deployment.gpu
     # By name: two formats on one board share its draws, two boards do not.

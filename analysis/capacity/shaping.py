@@ -17,7 +17,7 @@ from analysis.capacity.search import Found, over_streams
 from loadgen.shaping import Gate, TokenBucket
 from loadgen.types import Estimate
 
-POLICY_N, POLICY_STREAMS = 3_000, 5
+POLICY_N = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ def shaping(plan: CapacityPlan, replica: Replica, found: Found, rate_rps: float)
 
 
 def _fared(replica: Replica, hold: Hold, rate_rps: float) -> tuple[Fared, ...]:
-    return tuple(replica.fare(rate_rps, POLICY_N, stream, hold) for stream in range(1, POLICY_STREAMS + 1))
+    look = replica.workload.plan.search
+    n = min(POLICY_N, look.requests)
+    return tuple(replica.fare(rate_rps, n, stream, hold) for stream in range(1, look.seeds + 1))
 
 
 def _tried(hold: Hold, plain: tuple[Fared, ...], fared: tuple[Fared, ...], wanted: float) -> Tried:
@@ -111,7 +113,7 @@ def _tried(hold: Hold, plain: tuple[Fared, ...], fared: tuple[Fared, ...], wante
     ratio = None
     if len(ratios) == len(pairs):
         what = "simulated: energy per good request over that without shaping, paired"
-        ratio = over_streams(np.array(ratios), "1", POLICY_N * POLICY_STREAMS, what)
+        ratio = over_streams(np.array(ratios), "1", sum(f.n for f in fared), what)
     hold_s = float(np.mean([f.hold_s for f in fared]))
     return Tried(hold.name, share, hold_s, _mean_j(fared), ratio, share >= wanted)
 

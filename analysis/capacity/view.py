@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from analysis.capacity.answer import Answer, Assessed
 from analysis.capacity.plan import CapacityPlan
-from analysis.capacity.workload import Workload
+from analysis.capacity.workload import HOUR_S, Workload
 from analysis.console import bare_table, line
 from analysis.plain import plain
 from analysis.words import number, quantity
 from loadgen.types import Estimate
 
-_LABEL_CHARS = 13
-_CAPTION = """max: highest rate of a replica, and half its 95 % interval; fleet: replicas at the peak;
-J, money and CO2e per good request (1k: per 1,000), idle replicas in them; simulated"""
+_LABEL_CHARS, _MOST_BINS = 13, 31
+_CAPTION = """max: highest rate of a replica, half its 95 % interval; fleet: replicas at peak;
+J, money, CO2e: per good request (1k: per 1,000), idle time included; simulated"""
 
 
 def as_json(answer: Answer, workload: Workload) -> dict[str, Any]:
@@ -74,11 +75,13 @@ def render(answer: Answer, workload: Workload, console: Console) -> None:
     )
     if answer.ranked:
         console.print()
-        console.print(_table(answer, plan))
+        console.print(_table(answer, plan, console))
         console.print(_CAPTION, style="dim", highlight=False)
         console.print()
         best = answer.ranked[0]
         _line(console, "answer", f"{_counted(best)} ({answer.label}; ranked by {answer.criterion})", "green")
+        for text in _hours(best, plan):
+            _line(console, "by hour" if demand.bins_s[0] == HOUR_S else "by bin", text)
         for k, a in enumerate(answer.ranked, 1):
             assert a.binding is not None
             _line(console, f"{k} binds", a.binding.sentence)
@@ -99,35 +102,42 @@ def _line(console: Console, label: str, text: str, style: str = "") -> None:
     line(console, f"{label:<{_LABEL_CHARS}}", text, style)
 
 
-def _table(answer: Answer, plan: CapacityPlan) -> Table:
-    columns = ["", "replica", "max 1/s", "95 %", "fleet", "J", "W peak", "idle"]
-    priced = any(a.fleet is not None and a.fleet.per_good_cost.value is not None for a in answer.ranked)
-    if priced:
-        columns.insert(6, f"{plan.currency}/1k")
-    if plan.place is not None:
-        columns.insert(6, "gCO2e/1k")
-    table = bare_table(*columns, left=2)
-    one_format = len({a.kind.dtype for a in answer.ranked}) == 1
-    for k, a in enumerate(answer.ranked, 1):
-        assert a.found is not None and a.fleet is not None
-        f, rate = a.fleet, a.found.max_rps
-        half = "" if rate.high is None else f"±{number(rate.high - a.found.rate_rps, 2)}"
-        cells = [
-            str(k),
-            a.name.rpartition(" ")[0] if one_format else a.name,
-            number(a.found.rate_rps),
-            half,
-            str(int(f.replicas.max())),
-            number(_value(f.per_good_j)),
-            number(f.peak_w),
-            number(f.idle_w),
-        ]
-        if priced:
-            cells.insert(6, _thousand(f.per_good_cost))
-        if plan.place is not None:
-            cells.insert(6, _thousand(f.per_good_co2e_g))
-        table.add_row(*cells)
+def _table(answer: Answer, plan: CapacityPlan, console: Console) -> Table:
+    """The ranking in as many columns as fit; all of them are in the JSON."""
+    for left_out in ((), ("95 %",), ("95 %", "idle"), ("95 %", "idle", "W peak")):
+        table = _columns(answer, plan, left_out)
+        if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
+            break
     return table
+
+
+def _columns(answer: Answer, plan: CapacityPlan, left_out: tuple[str, ...]) -> Table:
+    fleets = [(a, a.found, a.fleet) for a in answer.ranked if a.found is not None and a.fleet is not None]
+    one_format = len({a.kind.dtype for a in answer.ranked}) == 1
+    columns: dict[str, list[str]] = {
+        "": [str(k) for k in range(1, len(fleets) + 1)],
+        "replica": [a.name.rpartition(" ")[0] if one_format else a.name for a, _, _ in fleets],
+        "max 1/s": [number(found.rate_rps) for _, found, _ in fleets],
+        "95 %": [_half(found.max_rps) for _, found, _ in fleets],
+        "fleet": [f"{int(f.replicas.max()):,}" for _, _, f in fleets],
+        "J": [number(_value(f.per_good_j)) for _, _, f in fleets],
+    }
+    if any(f.per_good_cost.value is not None for _, _, f in fleets):
+        columns[f"{plan.currency}/1k"] = [_thousand(f.per_good_cost) for _, _, f in fleets]
+    if plan.place is not None:
+        columns["gCO2e/1k"] = [_thousand(f.per_good_co2e_g) for _, _, f in fleets]
+    columns["W peak"] = [number(f.peak_w) for _, _, f in fleets]
+    columns["idle"] = [number(f.idle_w) for _, _, f in fleets]
+    for name in left_out:
+        del columns[name]
+    table = bare_table(*columns, left=2)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _half(rate: Estimate) -> str:
+    return "" if rate.high is None else f"±{number(rate.high - _value(rate), 2)}"
 
 
 def _thousand(estimate: Estimate) -> str:
@@ -147,7 +157,7 @@ def _counted(a: Assessed) -> str:
     boards = "" if a.kind.shards == 1 else f" ({f.boards} boards)"
     parts = [
         f"{count} replicas of {a.name}{boards}" if most > 1 else f"1 replica of {a.name}{boards}",
-        f"{number(f.operating_rps)} requests/s each at the peak of {number(a.found.rate_rps)} possible",
+        f"{number(f.operating_rps)} requests/s each at the peak, of {number(a.found.rate_rps)} possible",
         f"{quantity(f.per_good_j.value, 'J')} = {quantity(f.per_good_wh.value, 'Wh')} per good request",
     ]
     if f.per_good_cost.value is not None:
@@ -157,15 +167,32 @@ def _counted(a: Assessed) -> str:
     return ", ".join(parts)
 
 
+def _hours(a: Assessed, plan: CapacityPlan) -> list[str]:
+    """Replicas bin by bin where there are few bins, and what switching them would change."""
+    f, other = a.fleet, a.other
+    if f is None or other is None:
+        return []
+    need = f if plan.switch_off else other
+    lines = []
+    if len(need.replicas) <= _MOST_BINS:
+        lines.append(f"replicas needed: {' '.join(map(str, need.replicas.tolist()))}")
+    parts = []
+    always, switched = (other, f) if plan.switch_off else (f, other)
+    for name, key in (("energy", "per_good_j"), ("cost", "per_good_cost")):
+        before, after = getattr(always, key).value, getattr(switched, key).value
+        if before is not None and after is not None:
+            parts.append(f"{name} {after / before - 1:+.0%}")
+    lines.append(f"off when not needed, against always on: {', '.join(parts)} per good request")
+    return lines
+
+
 def _lengths(plan: CapacityPlan, workload: Workload) -> str:
-    jobs = workload.jobs(1.0, 1_000, 1).lengths
-    known = plan.lengths is not None and plan.lengths.prompt_tokens is not None
-    mean = f"{number(jobs.prompt_tokens.mean())} in / {number(jobs.reply_tokens.mean())} out tokens"
-    return (
-        mean
-        if known and plan.lengths is not None and not plan.lengths.prompt_cv
-        else f"about {mean} on average"
-    )
+    given, seen = plan.lengths, workload.observed
+    if seen is not None:
+        return f"{number(seen[0].mean())} in / {number(seen[1].mean())} out tokens on average"
+    assert given is not None and given.prompt_tokens is not None and given.output_tokens is not None
+    spread = " on average" if given.prompt_cv or given.output_cv else ""
+    return f"{given.prompt_tokens:,} in / {given.output_tokens:,} out tokens{spread}"
 
 
 def _slo(plan: CapacityPlan) -> str:

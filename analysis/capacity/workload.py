@@ -2,7 +2,8 @@
 
 Common random numbers: a stream of n requests has unit-rate instants u and lengths that depend on the
 plan's seed, the stream's number and n only. At the rate lambda they come at u / lambda, so that two
-rates, two boards or two policies differ by nothing else.
+rates, two boards or two policies differ by nothing else. Of a trace a replica sees a share, drawn with
+numbers that are common as well (`_replayed`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class Workload:
 
     def jobs(self, rate_rps: float, n: int, stream: int) -> Jobs:
         """n requests of a stream at this mean rate, all released when wanted."""
+        if self.arrivals == "trace":
+            assert self.recording is not None
+            times_s, lengths = _replayed(self.recording, self.demand, rate_rps, n, [self.plan.seed, stream])
+            return Jobs(times_s, times_s, lengths)
         unit, lengths = self._draw(n, stream)
         times_s = unit / rate_rps
         return Jobs(times_s, times_s, lengths)
@@ -76,9 +81,6 @@ class Workload:
     def _new(self, n: int, stream: int) -> tuple[Floats, Lengths]:
         seed, law = self.plan.seed, self.plan.arrivals
         times, lengths = (np.random.default_rng([seed, stream, what]) for what in (_TIMES, _LENGTHS))
-        if self.arrivals == "trace":
-            assert self.recording is not None
-            return _replayed(self.recording, self.demand, n, int(times.integers(len(self.recording.times_s))))
         process = Poisson(1.0) if law.burstiness is None else Gamma(1.0, law.burstiness)
         return process.times(n, times), self._lengths(n, lengths)
 
@@ -100,7 +102,7 @@ def lognormal_tokens(mean: float, cv: float, n: int, rng: np.random.Generator) -
     """n lengths of this mean and coefficient of variation, lognormal, rounded, at least 1."""
     sigma2 = np.log1p(cv**2)
     drawn = np.exp(np.log(mean) - sigma2 / 2 + np.sqrt(sigma2) * rng.standard_normal(n))
-    return np.maximum(np.rint(drawn), 1).astype(np.int64)
+    return np.asarray(np.maximum(np.rint(drawn), 1), dtype=np.int64)
 
 
 def _limited(prompt: Ints, reply: Ints, limit: int | None) -> Lengths:
@@ -111,20 +113,50 @@ def _limited(prompt: Ints, reply: Ints, limit: int | None) -> Lengths:
     return Lengths(prompt, np.minimum(reply, limit), np.full(len(reply), limit))
 
 
-def _replayed(recording: Recording, demand: Demand, n: int, start: int) -> tuple[Floats, Lengths]:
-    """n requests of the recording from row ``start`` on, round and round, at mean rate 1.
+def _replayed(
+    recording: Recording, demand: Demand, rate_rps: float, n: int, seeds: list[int]
+) -> tuple[Floats, Lengths]:
+    """n requests that a replica of this rate sees of the recording, round and round from a drawn start.
 
-    Each gap counts in units of its bin's mean gap, so that what is left is how requests come within a
-    bin. At the seam stands a mean gap.
+    The recording's clock runs evenly within a bin and is stretched between bins, so that what is left is
+    how requests come within one, at the recording's mean rate M. A replica of p M, p < 1, sees each
+    request with probability p, as a balancer that deals at random has it; of p >= 1 it sees floor(p)
+    whole copies, each with a start of its own, and one such share: more users alike. The skips of a share
+    are geometric by inversion, so that a higher rate sees the same requests sooner. Times in seconds from
+    the first.
     """
     edges_s = np.concatenate([[0.0], np.cumsum(demand.bins_s)])
     mass = np.concatenate([[0.0], np.cumsum(demand.rates_rps * demand.bins_s)])
-    unit = np.interp(recording.times_s, edges_s, mass)
-    gaps = np.append(np.diff(unit), np.diff(unit).mean())
-    gaps /= gaps.mean()
-    rows = (start + np.arange(n)) % len(gaps)
-    times = np.concatenate([[0.0], np.cumsum(gaps[rows[:-1]])])
-    return times, _limited(recording.context_tokens[rows], recording.generated_tokens[rows], None)
+    count, span_s = len(recording.times_s), float(edges_s[-1])
+    even_s = np.interp(recording.times_s, edges_s, mass) * span_s / mass[-1]
+    copies = rate_rps * span_s / count
+    whole, part = int(copies), copies - int(copies)
+    most = int(1.3 * n / max(copies, 1.0)) + 64
+    while True:
+        found = [
+            _copy(count, most, 1.0 if k < whole else part, [*seeds, k]) for k in range(whole + (part > 0))
+        ]
+        at_s = [even_s[rows % count] + rows // count * span_s - even_s[rows[0] % count] for rows in found]
+        until_s = min(float(times_s[-1]) for times_s in at_s)
+        times_s, rows = np.concatenate(at_s), np.concatenate(found) % count
+        order = np.argsort(times_s, kind="stable")
+        order = order[: np.searchsorted(times_s[order], until_s, side="right")][:n]
+        if len(order) == n:
+            break
+        most *= 2
+    times_s = times_s[order] - times_s[order[0]]
+    tokens = recording.context_tokens[rows[order]], recording.generated_tokens[rows[order]]
+    return np.asarray(times_s, dtype=np.float64), _limited(*tokens, None)
+
+
+def _copy(count: int, n: int, share: float, seeds: list[int]) -> Ints:
+    """n rows, counted on over the rounds, of a copy from a drawn start, of which a share is seen."""
+    rng = np.random.default_rng([*seeds, _TIMES])
+    start = int(rng.integers(count))
+    if share >= 1:
+        return start + np.arange(n)
+    skips = np.ceil(np.log1p(-rng.random(n)) / np.log1p(-share)).clip(1)
+    return np.asarray(start + np.cumsum(skips), dtype=np.int64)
 
 
 def workload_of(plan: CapacityPlan) -> Workload:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.capacity.answer import Answer
 from analysis.capacity.plan import CapacityPlan
@@ -13,12 +14,14 @@ from analysis.figures.axes import limits, log_axis
 from analysis.figures.style import BLUE, INK, MUTED, Drawn, Sheet, in_house_style, key
 from analysis.figures.svg import save
 from analysis.figures.words import named
+from analysis.stats import scaled
 from analysis.words import number
 from loadgen.errors import ConfigError
-from loadgen.types import Estimate
+from loadgen.types import Estimate, Floats
 
 _HEIGHT_IN = 4.2
 _WIDE = 1.6
+Mask = npt.NDArray[np.bool_]
 Point = tuple[str, Estimate, Estimate]
 
 
@@ -41,11 +44,10 @@ def capacity_pareto(answer: Answer, plan: CapacityPlan, *, name: str = "capacity
     (ax,) = sheet.axes
     for k, (label, across, up) in enumerate(points):
         color = BLUE if front[k] else MUTED
-        for estimate, ends in ((across, "x"), (up, "y")):
-            if estimate.low is not None and estimate.high is not None:
-                half = ([max(_value(estimate) - estimate.low, 0)], [max(estimate.high - _value(estimate), 0)])
-                error = {f"{ends}err": half}
-                ax.errorbar(x[k], y[k], **error, color=INK, linewidth=1.2, capsize=3)
+        if across.low is not None and across.high is not None:
+            ax.plot([across.low, across.high], [y[k], y[k]], color=INK, linewidth=1.2, marker="|")
+        if up.low is not None and up.high is not None:
+            ax.plot([x[k], x[k]], [up.low, up.high], color=INK, linewidth=1.2, marker="_")
         ax.plot(x[k], y[k], "o" if front[k] else "s", color=color, markersize=9)
         ax.annotate(label, (x[k], y[k]), xytext=(8, 8), textcoords="offset points", color=INK)
     order = np.flatnonzero(front)[np.argsort(x[front])]
@@ -66,7 +68,7 @@ def capacity_pareto(answer: Answer, plan: CapacityPlan, *, name: str = "capacity
     return sheet.finish(name, alt)
 
 
-def front_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def front_of(x: Floats, y: Floats) -> Mask:
     """Which points (k,) no other one beats in one and matches in the other."""
     better = (x[:, None] <= x) & (y[:, None] <= y) & ((x[:, None] < x) | (y[:, None] < y))
     return np.asarray(~better.any(axis=0))
@@ -101,16 +103,12 @@ def _points(answer: Answer, plan: CapacityPlan) -> tuple[list[Point], str, str]:
 
 
 def _thousand(estimate: Estimate) -> Estimate:
-    from analysis.stats import scaled
-
     return scaled(estimate, 1e3, f"{estimate.unit}/1k")
 
 
 def _note(plan: CapacityPlan) -> str:
     pue = "no PUE" if plan.pue is None else f"PUE {plan.pue:g}"
-    return (
-        f"Boards only, {pue}; embodied carbon is not in it. Bars: 95 % intervals, where wider than the mark."
-    )
+    return f"Boards only, {pue}; embodied carbon is not in it. Log scales; bars: 95 % intervals."
 
 
 def _value(estimate: Estimate) -> float:

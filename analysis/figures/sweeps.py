@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,23 +18,27 @@ from analysis.sweeps.study import ENERGY, Cell, Study
 from analysis.words import number
 from loadgen.errors import RunDirError
 from loadgen.sweep.figures import FIGURES
+from loadgen.types import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "osD^vPX*hp"
 MOST_SERIES = 10
+MOST_SERVED = 0.99
+"""Share of its requests that a point must serve for its mark to be filled."""
 _HEIGHT_IN, _ROW_IN = 3.6, 0.46
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """One point of a line: where, how high, its interval and its envelope, where there are any."""
+    """One point of a line: where, how high, interval and envelope, where there are any; all served?"""
 
     x: Any
     y: float
     interval: tuple[float, float] | None
     envelope: tuple[float, float] | None
+    whole: bool
 
 
 Lines = Mapping[str, Sequence[Spot]]
@@ -81,39 +85,37 @@ def sweep_figure(study: Study, plot: Mapping[str, Any]) -> Drawn | None:
 
 
 def _values(study: Study, plot: Mapping[str, Any]) -> Iterator[tuple[str, list[Spot]]]:
-    def spot(cell: Cell) -> Spot | None:
-        estimate = cell.figures.get(plot["y"])
-        if estimate is None or estimate.value is None:
-            return None
-        ends = None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
-        return Spot(_x(cell, plot), estimate.value, ends, cell.envelope_j if plot["y"] == ENERGY else None)
-
-    found: dict[str, list[Spot]] = {}
-    for cell in study.cells:
-        one = spot(cell) if _wanted(cell.levels, plot) else None
-        if one is not None and one.x is not None:
-            found.setdefault(_series(cell.levels, plot), []).append(one)
-    yield from found.items()
+    told = ((cell, cell.figures.get(plot["y"])) for cell in study.cells)
+    draws = plot["y"] == ENERGY
+    yield from _lines(((cell, y, cell.envelope_j if draws else None) for cell, y in told), plot)
 
 
 def _ratios(study: Study, plot: Mapping[str, Any]) -> Iterator[tuple[str, list[Spot]]]:
+    cells = {_levels(cell.levels): cell for cell in study.cells}
+    told = (
+        (cells[_levels({**one.levels, one.axis: one.level})], one.ratio, one.envelope)
+        for one in study.against
+        if one.metric == plot["y"]
+    )
+    yield from _lines(told, plot)
+
+
+def _lines(
+    told: Iterable[tuple[Cell, Estimate | None, tuple[float, float] | None]], plot: Mapping[str, Any]
+) -> Iterator[tuple[str, list[Spot]]]:
     found: dict[str, list[Spot]] = {}
-    axis = study.axes
-    for one in study.against:
-        cell = next(
-            c
-            for c in study.cells
-            if all(c.levels[key] == level for key, level in one.levels.items())
-            and str(one.level) in map(str, c.levels.values())
-        )
-        levels = {key: cell.levels[key] for key in axis}
-        if one.metric != plot["y"] or one.ratio.value is None or not _wanted(levels, plot):
-            continue
-        ends = None if one.ratio.low is None or one.ratio.high is None else (one.ratio.low, one.ratio.high)
+    for cell, y, envelope in told:
         x = _x(cell, plot)
-        if x is not None:
-            found.setdefault(_series(levels, plot), []).append(Spot(x, one.ratio.value, ends, one.envelope))
+        if y is None or y.value is None or x is None or not _wanted(cell.levels, plot):
+            continue
+        ends = None if y.low is None or y.high is None else (y.low, y.high)
+        whole = cell.value("ok") >= MOST_SERVED * cell.value("requests")
+        found.setdefault(_series(cell.levels, plot), []).append(Spot(x, y.value, ends, envelope, whole))
     yield from found.items()
+
+
+def _levels(levels: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, repr(level)) for key, level in levels.items()))
 
 
 def _wanted(levels: Mapping[str, Any], plot: Mapping[str, Any]) -> bool:
@@ -129,7 +131,10 @@ def _x(cell: Cell, plot: Mapping[str, Any]) -> Any:
 
 def _series(levels: Mapping[str, Any], plot: Mapping[str, Any]) -> str:
     """The name of the line: the level of ``series``, and of every other axis but ``x``."""
-    first = [str(levels[plot["series"]])] if plot["series"] else []
+    first = []
+    if plot["series"]:
+        level = levels[plot["series"]]
+        first = [level if isinstance(level, str) else f"{_brief(plot['series'])} {_said(level)}"]
     known = {plot["x"], plot["series"], *plot["where"]}
     if plot["x"] not in levels and plot["series"] is not None:
         known |= set(levels)  # over a figure, the other axes run along the line
@@ -138,11 +143,14 @@ def _series(levels: Mapping[str, Any], plot: Mapping[str, Any]) -> str:
 
 
 def _brief(axis: str) -> str:
-    return axis.rpartition(".")[2].removesuffix("_s").replace("_", " ")
+    last = axis.rpartition(".")[2]
+    for ending in ("_s", "_rps", "_mhz", "_w"):
+        last = last.removesuffix(ending)
+    return last.replace("_", " ")
 
 
 def _said(level: Any) -> str:
-    return number(level, 4) if isinstance(level, float) else str(level)
+    return f"{level:.6g}" if isinstance(level, float) else str(level)
 
 
 def _sheet(study: Study, plot: Mapping[str, Any], lines: Lines, total: int, height_in: float) -> Sheet:
@@ -157,15 +165,18 @@ def _sheet(study: Study, plot: Mapping[str, Any], lines: Lines, total: int, heig
     said = f"{study.label}; {each} seeds a point, {min(served):,.0f} to {max(served):,.0f} served each"
     if served and min(served) == max(served):
         said = f"{study.label}; {each} seeds a point, {served[0]:,.0f} served each"
+    held = "".join(f"; {_brief(axis)} {_said(level)}" for axis, level in plot["where"].items())
     if any(spot.interval for spot in spots):
         note = "Bars: 95 % intervals over seeds, where wider than the mark."
     else:
         note = "One seed: no interval."
     if any(spot.envelope for spot in spots):
         note += f" Bands: 5-95 % of {study.draws:,} draws of the power constants."
+    if not all(spot.whole for spot in spots):
+        note += f" Hollow: under {100 * MOST_SERVED:.0f} % of the requests were served."
     if total > len(lines):
         note += f" {total - len(lines)} more lines are not drawn."
-    return Sheet(f"{named(study.name)}: {what}", said, (height_in,), note=note)
+    return Sheet(f"{named(study.name)}: {what}", said + held, (height_in,), note=note)
 
 
 def _curves(study: Study, plot: Mapping[str, Any], lines: Lines, total: int) -> Drawn | None:
@@ -173,7 +184,9 @@ def _curves(study: Study, plot: Mapping[str, Any], lines: Lines, total: int) -> 
     (ax,) = sheet.axes
     spots = [spot for line in lines.values() for spot in line]
     scale, unit = _unit(plot, spots)
-    for k, (name, line) in enumerate(lines.items()):
+    known = list(dict(_values(study, plot)))
+    for name, line in lines.items():
+        k = known.index(name) % MOST_SERIES  # as in the figure that is not relative
         color, dash = SERIES[k % len(SERIES)], DASHES[(k + k // len(SERIES)) % len(DASHES)]
         _curve(ax, line, scale, color, dash, MARKERS[k])
         sheet.keys.append(key(color, named(name, 34), linestyle=dash, marker=MARKERS[k], markersize=6))
@@ -207,6 +220,15 @@ def _curve(ax: Axes, line: Sequence[Spot], scale: float, color: str, dash: Any, 
     ends = np.array([spot.interval or (spot.y, spot.y) for spot in ordered]) * scale
     bars = np.abs(ends.T - y)
     ax.errorbar(x, y, yerr=bars, color=color, linestyle=dash, marker=marker, markersize=6, capsize=3)
+    lost = [k for k, spot in enumerate(ordered) if not spot.whole]
+    if lost:
+        look: dict[str, Any] = {
+            "marker": marker,
+            "markersize": 7,
+            "markeredgecolor": color,
+            "markerfacecolor": "white",
+        }
+        ax.plot(x[lost], y[lost], linestyle="", zorder=4, **look)
 
 
 def _rows(study: Study, plot: Mapping[str, Any], lines: Lines, total: int) -> Drawn | None:
@@ -229,7 +251,9 @@ def _rows(study: Study, plot: Mapping[str, Any], lines: Lines, total: int) -> Dr
                 ax.plot(ends, [at, at], color=color, alpha=0.3, linewidth=7, solid_capstyle="butt")
             if spot.interval is not None:
                 ax.plot(np.array(spot.interval) * scale, [at, at], color=color, linewidth=2, marker="|")
-            ax.plot([spot.y * scale], [at], color=color, marker=MARKERS[k], markersize=7, linestyle="")
+            look: dict[str, Any] = {"marker": MARKERS[k], "markersize": 7, "markeredgecolor": color}
+            face = color if spot.whole else "white"
+            ax.plot([spot.y * scale], [at], linestyle="", markerfacecolor=face, zorder=3, **look)
         sheet.keys.append(key(color, named(name, 34), linestyle="", marker=MARKERS[k], markersize=7))
     if len(lines) == 1 and not next(iter(lines)):
         sheet.keys = []

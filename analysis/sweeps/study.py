@@ -10,8 +10,9 @@ and what the model leaves out, which neither tells. Everything is simulated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Against:
     """A level of the compared axis against the reference, at equal levels of the others."""
 
     metric: str
+    axis: str
     levels: Levels
     level: Any
     reference: Any
@@ -76,10 +78,14 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The cells that no other of equal ``within`` beats in both figures, in the order of x."""
+    """The cells that no other of equal ``within`` beats in both figures, in the order of x.
+
+    Of those that serve at least the share ``served`` of their requests.
+    """
 
     x: str
     y: str
+    served: float
     within: Levels
     cells: tuple[Levels, ...]
 
@@ -177,15 +183,26 @@ def _against(cells: Sequence[Cell], compare: Mapping[str, Any]) -> Iterator[Agai
             found = pairs.over_runs(a, b, FIGURES[metric].unit, interleaved=True)
             yield Against(
                 metric,
+                axis,
                 {key: level for key, level in cell.levels.items() if key != axis},
                 cell.levels[axis],
                 reference,
                 found.difference,
                 found.ratio,
-                found.p,
+                _p_of_one(found.ratio, len(seeds), found.p),
                 None,
                 _ratio_envelope(base, cell, seeds) if metric == ENERGY else None,
             )
+
+
+def _p_of_one(ratio: Estimate, n: int, otherwise: float | None) -> float | None:
+    """Two-sided p of a ratio of 1, on logarithms as its interval is; ``otherwise`` where there is none."""
+    if ratio.value is None or ratio.low is None or ratio.high is None:
+        return otherwise
+    logs = replace(
+        ratio, value=math.log(ratio.value), low=math.log(ratio.low), high=math.log(ratio.high), unit="1"
+    )
+    return pairs.p_of(logs, 0.0, n - 1)
 
 
 def _others(cell: Cell, axis: str) -> tuple[Any, ...]:
@@ -205,29 +222,20 @@ def _adjusted(found: Sequence[Against]) -> Iterator[Against]:
     tested = {str(k): one.p for k, one in enumerate(found) if one.p is not None}
     adjusted = pairs.holm(tested)
     for k, one in enumerate(found):
-        yield Against(
-            one.metric,
-            one.levels,
-            one.level,
-            one.reference,
-            one.difference,
-            one.ratio,
-            one.p,
-            adjusted.get(str(k)),
-            one.envelope,
-        )
+        yield replace(one, p_adjusted=adjusted.get(str(k)))
 
 
 def _fronts(cells: Sequence[Cell], pareto: Mapping[str, Any]) -> Iterator[Front]:
     x, y, within = pareto["x"], pareto["y"], pareto["within"]
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(tuple(_key(cell.levels[axis]) for axis in within), []).append(cell)
+        if cell.refused is None and cell.value("ok") >= pareto["served"] * cell.value("requests"):
+            groups.setdefault(tuple(_key(cell.levels[axis]) for axis in within), []).append(cell)
     for members in groups.values():
         points = [(_low(cell, x), _low(cell, y)) for cell in members]
         places = front(points)
         held = {axis: members[0].levels[axis] for axis in within}
-        yield Front(x, y, held, tuple(members[k].levels for k in places))
+        yield Front(x, y, pareto["served"], held, tuple(members[k].levels for k in places))
 
 
 def _low(cell: Cell, name: str) -> float:

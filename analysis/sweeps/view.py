@@ -8,20 +8,24 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from analysis.console import bare_table, line
 from analysis.plain import plain
 from analysis.stats import LEVEL
-from analysis.sweeps.study import ENERGY, Against, Cell, Study, missing, study
+from analysis.sweeps.study import ENERGY, Cell, Study, missing, study
 from analysis.words import interval, number, printable, quantity
 from loadgen.errors import RunDirError
 from loadgen.sweep.figures import FIGURES
 from loadgen.types import Estimate
 
 FINDINGS = "findings.json"
-_SHOWN = (ENERGY, "mean_power_w", "ttft_p99_s", "e2e_p99_s")
+_SHOWN = (ENERGY, "ttft_p99_s", "e2e_p99_s")
 _MOST_ROWS = 60
+_WIDEST = 400
+_ROUNDING = 1e-9
+"""Percent; less is what floating point leaves of equal values."""
 
 
 def report(
@@ -59,9 +63,10 @@ def as_object(found: Study) -> dict[str, Any]:
     - ``name``, ``label``, ``axes`` (without the seed), ``points``, ``missing``, ``draws``
     - ``cells``: ``levels``, ``seeds``, ``refused``, ``envelope_j`` (null, or [low, high] of the energy per
       success over the draws), ``figures`` (estimates by name: means over seeds)
-    - ``against``: ``metric``, ``levels`` (of the other axes), ``level``, ``reference``, ``difference`` and
-      ``ratio`` (estimates), ``p``, ``p_adjusted`` (Holm), ``told``, ``envelope`` (of the ratio)
-    - ``fronts``: ``x``, ``y``, ``within`` (levels), ``cells`` (levels, in the order of x)
+    - ``against``: ``metric``, ``axis``, ``levels`` (of the other axes), ``level``, ``reference``,
+      ``difference`` and ``ratio`` (estimates), ``p`` (of a ratio of 1), ``p_adjusted`` (Holm), ``told``,
+      ``envelope`` (of the ratio)
+    - ``fronts``: ``x``, ``y``, ``served``, ``within`` (levels), ``cells`` (levels, in the order of x)
     """
     cells = [
         {
@@ -98,12 +103,10 @@ def _cells(found: Study, console: Console) -> None:
         if any(name in cell.figures for cell in found.cells)
     ]
     drawn = any(cell.envelope_j is not None for cell in found.cells)
-    table = bare_table(*found.axes, left=len(found.axes))
-    table.add_column("served", justify="right")
+    columns = ["served"]
     for name in shown:
-        table.add_column(_short(name), justify="right")
-        if name == ENERGY and drawn:
-            table.add_column(f"5-95 % of {found.draws:,} draws", justify="right")
+        columns += [_short(name)] + ["±", "of draws"][: 1 + drawn] * (name == ENERGY)
+    table = bare_table(*map(_brief, found.axes), *columns, left=len(found.axes))
     for cell in found.cells[:_MOST_ROWS]:
         levels = [_level(cell.levels[axis]) for axis in found.axes]
         if cell.refused is not None:
@@ -112,21 +115,43 @@ def _cells(found: Study, console: Console) -> None:
         told = [_value(cell, "ok")]
         for name in shown:
             told.append(_value(cell, name))
-            if name == ENERGY and drawn:
-                told.append("-" if cell.envelope_j is None else _ends(cell.envelope_j, "J"))
+            if name == ENERGY:
+                told.append(_half(cell.figures.get(name)))
+                told += ["-" if cell.envelope_j is None else _ends(cell.envelope_j, "J")] * drawn
         table.add_row(*levels, *told)
     console.print()
-    console.print(table, highlight=False)
+    _whole(table, console)
     if len(found.cells) > _MOST_ROWS:
         console.print(f"... and {len(found.cells) - _MOST_ROWS} more in {FINDINGS}", highlight=False)
     seeds = max((len(cell.seeds) for cell in found.cells), default=0)
+    text = "one seed a row: no interval"
     if seeds > 1:
-        text = f"means over {seeds} seeds, [{100 * LEVEL:.0f} % interval of Student's t]; times in seconds"
-    else:
-        text = "one seed a row: no interval"
-    console.print(Text(text), highlight=False)
+        text = f"means over {seeds} seeds, ± half of the {100 * LEVEL:.0f} % interval (Student's t)"
+    if drawn:
+        text += f"; of draws: 5-95 % of {found.draws:,} draws of the power constants"
+    console.print(Text(text + "; times in seconds"), highlight=False)
     for reason in dict.fromkeys(cell.refused for cell in found.cells if cell.refused is not None):
         line(console, "refused  ", reason, "yellow")
+
+
+def _whole(table: Table, console: Console) -> None:
+    """Prints a table with nothing cut off: on a narrow terminal its lines go on below."""
+    needed = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+    if needed > console.width:
+        console = Console(width=needed, file=console.file, no_color=console.no_color)
+    console.print(table, highlight=False)
+
+
+def _brief(axis: str) -> str:
+    return axis.rpartition(".")[2].replace("_", " ")
+
+
+def _half(estimate: Estimate | None) -> str:
+    """Half of an interval, in percent of the value."""
+    if estimate is None or not estimate.value or estimate.low is None or estimate.high is None:
+        return "-"
+    half = 50 * (estimate.high - estimate.low) / estimate.value
+    return f"{half if half > _ROUNDING else 0:.2g} %"
 
 
 def _short(name: str) -> str:
@@ -135,12 +160,8 @@ def _short(name: str) -> str:
 
 
 def _value(cell: Cell, name: str) -> str:
-    estimate = cell.figures.get(name) or missing(name)
-    if estimate.value is None:
-        return "-"
-    said = number(estimate.value)
-    ends = interval(estimate, prefixed=False) if name == ENERGY else ""
-    return f"{said} {ends}".rstrip()
+    estimate = cell.figures.get(name)
+    return "-" if estimate is None or estimate.value is None else number(estimate.value)
 
 
 def _ends(ends: tuple[float, float], unit: str) -> str:
@@ -150,38 +171,31 @@ def _ends(ends: tuple[float, float], unit: str) -> str:
 
 
 def _level(level: Any) -> str:
-    return number(level, 4) if isinstance(level, float) else printable(str(level))
+    return f"{level:.6g}" if isinstance(level, float) else printable(str(level))
 
 
 def _ratios(found: Study, metric: str, console: Console) -> None:
-    """A matrix of ratios: a row for each combination of the other axes, a column a level."""
+    """A row for each combination of the other axes and each level."""
     those = [one for one in found.against if one.metric == metric]
-    axes = list(those[0].levels)
-    names = list(dict.fromkeys(str(one.level) for one in those))
-    rows: dict[tuple[str, ...], dict[str, Against]] = {}
-    for one in those:
-        rows.setdefault(tuple(_level(level) for level in one.levels.values()), {})[str(one.level)] = one
-    table = bare_table(*axes, left=len(axes))
-    for name in names:
-        table.add_column(printable(name), justify="right")
-    for at, held in list(rows.items())[:_MOST_ROWS]:
-        table.add_row(*at, *(_ratio(held.get(name)) for name in names))
-    reference = printable(str(those[0].reference))
+    axis, others = those[0].axis, list(those[0].levels)
+    drawn = any(one.envelope is not None for one in those)
+    columns = ("ratio", "95 %", *(("of draws",) if drawn else ()))
+    table = bare_table(*map(_brief, (*others, axis)), *columns, left=1 + len(others))
+    places = list(dict.fromkeys(tuple(map(repr, one.levels.values())) for one in those))
+    those.sort(key=lambda one: places.index(tuple(map(repr, one.levels.values()))))
+    for one in those[:_MOST_ROWS]:
+        told = [_level(level) for level in (*one.levels.values(), one.level)]
+        value = "-" if one.ratio.value is None else number(one.ratio.value)
+        told += [f"{value}{'*' if one.told else ' '}", interval(one.ratio, prefixed=False) or "-"]
+        told += ["-" if one.envelope is None else _ends(one.envelope, "1")] * drawn
+        table.add_row(*told)
     console.print()
-    console.print(Text(f"{FIGURES[metric].words}, ratio to {reference}", style="bold"), highlight=False)
-    console.print(table, highlight=False)
-    note = "[95 % over seeds, paired]; * told from 1 at 5 % (Holm, over all ratios)"
-    if any(one.envelope is not None for one in those):
-        note += "; (5-95 % of the draws)"
-    console.print(Text(note), highlight=False, soft_wrap=True)
-
-
-def _ratio(one: Against | None) -> str:
-    if one is None or one.ratio.value is None:
-        return "-"
-    ends = interval(one.ratio, prefixed=False)
-    draws = "" if one.envelope is None else " (" + _ends(one.envelope, "1")[1:-1] + ")"
-    return f"{number(one.ratio.value)}{'*' if one.told else ''} {ends}{draws}".rstrip()
+    title = f"{FIGURES[metric].words}, ratio to {_brief(axis)} {_level(those[0].reference)}"
+    console.print(Text(title, style="bold"), highlight=False)
+    _whole(table, console)
+    if len(those) > _MOST_ROWS:
+        console.print(f"... and {len(those) - _MOST_ROWS} more in {FINDINGS}", highlight=False)
+    console.print(Text("paired by seed; * told from 1 at 5 % (Holm, over all ratios)"), highlight=False)
 
 
 def _fronts(found: Study, console: Console) -> None:
@@ -189,8 +203,10 @@ def _fronts(found: Study, console: Console) -> None:
         return
     x, y = found.fronts[0].x, found.fronts[0].y
     console.print()
-    title = f"Pareto front of {FIGURES[x].words} and {FIGURES[y].words} (of the means)"
+    title = f"Pareto front: {FIGURES[x].words}; {FIGURES[y].words}"
     console.print(Text(title, style="bold"), highlight=False)
+    served = 100 * found.fronts[0].served
+    console.print(Text(f"of the means, where at least {served:g} % were served"), highlight=False)
     by_levels = {tuple(map(str, cell.levels.values())): cell for cell in found.cells}
     for one in found.fronts:
         at = ", ".join(f"{key} {_level(level)}" for key, level in one.within.items())

@@ -26,7 +26,7 @@ class Works:
             -self.compute_utilisation / gpu.compute_knee
         )
         power_w = gpu.active_w + (gpu.tdp_w - gpu.active_w) * np.minimum(1.0, load)
-        return float(power_w @ self.duration_s)
+        return float(np.sum(power_w * self.duration_s))
 
 
 class Recorder:

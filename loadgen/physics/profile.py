@@ -36,6 +36,7 @@ _MAY_BE_ZERO = {
 }
 _SHARES = ("compute", "bandwidth")
 _RISING = ("bare_idle_w", "context_idle_w", "tail_w", "active_w", "tdp_w")
+_WIDEST = 9.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -88,10 +89,14 @@ class Profile:
 
 
 def relative_uncertainty(value: float, low: float, high: float) -> float:
-    """The half-width on a logarithmic scale that covers both sides of an interval; as in ``Constant``."""
+    """The half-width on a logarithmic scale that covers both sides of an interval; as in ``Constant``.
+
+    At most 9, a factor of ten: an interval from 0 has no end on that scale.
+    """
     if not value > 0:
         return 0.0
-    return max(high / value, value / low if low > 0 else math.inf, 1.0) - 1.0
+    below = value / low if low > 0 else math.inf
+    return min(max(high / value, below, 1.0) - 1.0, _WIDEST)
 
 
 def find_board(name: str, *, place: str = "server.gpu") -> tuple[Gpu, Efficiency]:

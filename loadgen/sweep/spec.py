@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from loadgen.section import Section
+from loadgen.section import Section, Share
 from loadgen.sweep.axes import Label
 
 MOST_DRAWS = 100_000
@@ -19,15 +19,20 @@ class Compare(Section):
 
     axis: Text
     reference: Label
-    metrics: Annotated[list[Text], Field(min_length=1)] = ["energy_per_success_j"]
+    metrics: list[Text] = Field(["energy_per_success_j"], min_length=1)
 
 
 class Pareto(Section):
-    """The points that no other beats in both figures, among those of equal levels of ``within``."""
+    """The points that no other beats in both figures, among those of equal levels of ``within``.
+
+    Points that serve less than the share ``served`` of their requests are no candidates: what is turned
+    away costs nothing.
+    """
 
     x: Text
     y: Text
-    within: list[Text] = []
+    within: list[Text] = Field([])
+    served: Share = 0.99
 
 
 class Plot(Section):
@@ -39,9 +44,9 @@ class Plot(Section):
     x: Text
     y: Text
     series: Text | None = None
-    log: list[Literal["x", "y"]] = []
+    log: list[Literal["x", "y"]] = Field([])
     relative: bool = False
-    where: dict[str, Any] = {}
+    where: dict[str, Any] = Field({})
 
 
 class Sheet(Section):
@@ -49,12 +54,12 @@ class Sheet(Section):
 
     name: Text
     scenario: Text | dict[str, Any]
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     axes: Annotated[list[dict[str, Any]], Field(min_length=1)]
     draws: Annotated[int, Field(ge=0, le=MOST_DRAWS)] = 0
     compare: Compare | None = None
     pareto: Pareto | None = None
-    figures: list[Plot] = []
+    figures: list[Plot] = Field([])
 
 
 SECTIONS: Mapping[str, type[Section]] = {"compare": Compare, "pareto": Pareto, "figures": Plot}

@@ -71,11 +71,10 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), *, http: bool = False)
     try:
         spec.check(sheet, {key: list(labels) for key, labels in levels.items()}, list(FIGURES))
     except Mistake as mistake:
-        at = mistake.place
-        among = f" ({', '.join(map(show, mistake.known))})" if 0 < len(mistake.known) <= 12 else ""
-        raise _wrong(
-            tree, at, mistake.expected + among, mistake.got, near(mistake.got, map(str, mistake.known))
-        )
+        known = mistake.known
+        among = f" ({', '.join(map(show, known))})" if 0 < len(known) <= 12 else ""
+        hint = near(mistake.got, map(str, known))
+        raise _wrong(tree, mistake.place, mistake.expected + among, mistake.got, hint) from None
     base, folder = _base(tree, sheet)
     _set(base, tree, sheet, overrides, frozenset(levels))
     points = _scenarios(base, folder, tree, chosen, http=http)
@@ -174,7 +173,7 @@ def _label(value: Any, among: Sequence[Any]) -> Label:
 def _listed(tree: Tree, place: Place, held: Any) -> list[axes.Point]:
     if not isinstance(held, list) or not held:
         raise _wrong(tree, place, "a list of points, each with its keys", held)
-    points = []
+    points: list[axes.Point] = []
     for number, point in enumerate(held):
         if not isinstance(point, dict) or not point:
             raise _wrong(tree, (*place, number), "a point: keys of the scenario with a value each", point)
@@ -217,7 +216,7 @@ def _set(base: Tree, tree: Tree, sheet: Sheet, overrides: Sequence[str], taken: 
 def _scenarios(
     base: Tree, folder: Path, tree: Tree, chosen: Sequence[axes.Point], *, http: bool
 ) -> tuple[Point, ...]:
-    mistakes: dict[str, None] = {}
+    mistakes: dict[str, str] = {}
     fits: set[Launch] = set()
     points = []
     for number, point in enumerate(chosen):
@@ -229,13 +228,14 @@ def _scenarios(
             scenario = validate(one, folder)
             _simulable(scenario, one, gap_s, fits, http=http)
         except ConfigError as exc:
-            mistakes |= dict.fromkeys(str(exc).splitlines())
+            for text in str(exc).splitlines():
+                mistakes.setdefault(text.partition(": ")[0], text)  # a key once, however many points
             if len(mistakes) >= _SHOWN_MISTAKES:
                 break
         else:
             points.append(Point(number, {k: level.label for k, level in point.items()}, scenario, gap_s))
     if mistakes:
-        raise ConfigError("\n".join(list(mistakes)[:_SHOWN_MISTAKES]))
+        raise ConfigError("\n".join(list(mistakes.values())[:_SHOWN_MISTAKES]))
     return tuple(points)
 
 
@@ -256,9 +256,8 @@ def _simulable(scenario: Scenario, tree: Tree, gap_s: float | None, fits: set[La
     except CapacityError:
         pass  # said in the table: the point has no figures
     except ConfigError as exc:
-        raise ConfigError(
-            f"{tree.origin(('server', str(exc).split(':')[0].removeprefix('server.')))} {exc}"
-        ) from None
+        key = str(exc).split(":")[0].removeprefix("server.")
+        raise ConfigError(f"{tree.origin(('server', *key.split('.')))} {exc}") from None
     fits.add(launch)
 
 

@@ -100,5 +100,4 @@ def given_of(args: argparse.Namespace) -> Sequence[tuple[str, str, str]]:
         values = getattr(args, name)
         if values is not None:
             found.append((key, f"[{', '.join(values)}]", f"--{name}"))
-    prices = (word.rpartition("=")[::2] for word in args.price)
-    return [*found, *((f"price_per_gpu_h.{gpu}", price, "--price") for gpu, price in prices)]
+    return [*found, *(("price_per_gpu_h", word, "--price") for word in args.price)]

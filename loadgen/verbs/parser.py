@@ -11,6 +11,7 @@ from loadgen.config import near
 from loadgen.sidecar import verb as sidecar
 from loadgen.verbs import (
     analyze,
+    calibrate,
     capacity,
     compare,
     doctor,
@@ -22,6 +23,7 @@ from loadgen.verbs import (
     summary,
     sweep,
     theory,
+    validate,
 )
 
 USAGE = 2
@@ -75,6 +77,8 @@ def build_parser(go: Mapping[str, Go]) -> Parser:
     report.add_verb(verbs, formatter, go["report"])
     compare.add_verb(verbs, formatter, go["compare"])
     fit.add_verb(verbs, formatter, go["fit"])
+    calibrate.add_verb(verbs, formatter, go["calibrate"])
+    validate.add_verb(verbs, formatter, go["validate"])
     lint.add_verb(verbs, formatter, go["lint"])
     capacity.add_verb(verbs, formatter, go["capacity"])
     sweep.add_verb(verbs, formatter, go["sweep"])

@@ -10,11 +10,11 @@ from typing import Any
 from loadgen.sweep.shipped import shipped_sweeps
 from loadgen.verbs.numbers import at_least
 
-_DESCRIPTION = """Simulates a scenario at many points of its keys: arrival patterns, rates, gates, clocks, models,
-boards, schedulers. Points of one seed have the same requests and the same gaps. Without --http the
-engine is driven directly, a second for about 20,000 requests. Prints means over seeds with intervals, ratios to
-a reference, the Pareto front; writes rows, table.csv, findings.json and figures into one directory,
-whose path is the last line of stdout. A sweep that was ended goes on when it is started again."""
+_DESCRIPTION = """Simulates a scenario at many points of its keys: arrival patterns, rates, gates, clocks,
+models, boards, schedulers. Points of one seed have the same requests and the same gaps. Without --http
+the engine is driven directly. Prints means over seeds with intervals, ratios to a reference, the
+Pareto front; writes rows, table.csv, findings.json and figures into one directory, whose path is
+the last line of stdout. A sweep that was ended goes on when it is started again."""
 _EPILOG = """examples:
   loadgen sweep arrival_shaping                           fixed against random at equal mean gap
   loadgen sweep my_sweep.yaml --dry-run                   list its points
