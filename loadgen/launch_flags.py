@@ -55,7 +55,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model-id", "--model", metavar="M", help=f"a model's id or a config.json (default {DEFAULT_MODEL})"
     )
-    model.add_argument("--gpu", metavar="G", help=f"the board, e.g. a100-sxm or a profile.json (default {DEFAULT_GPU})")
+    model.add_argument(
+        "--gpu", metavar="G", help=f"the board, e.g. a100-sxm or a profile.json (default {DEFAULT_GPU})"
+    )
     model.add_argument("--dtype", metavar="D", help=f"number format, e.g. float16 (default {DEFAULT_DTYPE})")
     model.add_argument("--quantize", choices=sorted(_QUANTIZE), help="instead of --dtype, as TGI names it")
     model.add_argument(

@@ -57,7 +57,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--model", metavar="M", help="model name to ask for; embedded: which model to simulate"
     )
-    target.add_argument("--gpu", metavar="G", help="embedded: which GPU to simulate, e.g. h100-sxm or a profile.json")
+    target.add_argument(
+        "--gpu", metavar="G", help="embedded: which GPU to simulate, e.g. h100-sxm or a profile.json"
+    )
     target.add_argument("--dtype", metavar="D", help="embedded: number format, e.g. bfloat16, float32")
     target.add_argument(
         "--num-shard", metavar="N", type=int, help="embedded: GPUs that share the model (tensor parallelism)"

@@ -200,7 +200,7 @@ BAD = {
     ),
     "a real server": (
         {"set": {"server.url": "http://h:1"}},
-        r"server\.url: expected none: a sweep is simulated",
+        r"server\.url: expected none \(a sweep is simulated\)",
     ),
     "faults without the wire": (
         {"set": {"server.faults.stall_rate": 0.1}},

@@ -2,8 +2,9 @@
 
 Gauss-Newton on ``y = f(x) + noise`` with Huber's weights, in units of the constants themselves.
 What the data do not tell is kept where the table has it: a constant whose column of the Jacobian
-adds less than `analysis.fit.estimate.TELLABLE` of its length to the others, then, one by one, those
-whose own 95 % interval is wider than the table's.
+adds less than `analysis.fit.estimate.TELLABLE` of its length to the others, then, one by one, the
+one whose own 95 % interval is most wider than the table's. The others are fitted beside what is
+kept, as what they are together is told all the same.
 
 The covariance trusts neither independence nor the law: a sandwich over blocks of time plus one over
 kinds of observation (cells of batch size, prompt length, context), as a law that is wrong for a kind is
@@ -108,13 +109,13 @@ def answer(
             kept |= {questions[k].name: _UNSEEN for k in np.flatnonzero(unseen).tolist()}
             free &= ~unseen
             continue
-        half = _half(law, y, value, free, sd, clusters, relative)
-        wide = np.where(free, half / np.maximum(_TWO_SIDED_95 * sd, 1e-300), 0.0)
+        own, half = _half(law, y, value, free, sd, clusters, relative)
+        wide = np.where(free, own / np.maximum(_TWO_SIDED_95 * sd, 1e-300), 0.0)
         worst = int(np.argmax(wide))
         if not free.any() or wide[worst] <= 1.0:
             break
         free[worst] = False
-        share = half[worst] / base[worst]
+        share = own[worst] / base[worst]
         kept[questions[worst].name] = f"the runs tell it to {100 * share:.2g} % only, worse than the table"
     predicted, jacobian = law(value)
     size, _ = _sizes(predicted, relative)
@@ -202,8 +203,11 @@ def _half(
     sd: Floats,
     clusters: Sequence[Ints],
     relative: bool,
-) -> Floats:
-    """Half-widths of the 95 % intervals, (m,); for what is kept from the table, its own."""
+) -> tuple[Floats, Floats]:
+    """Half-widths of the 95 % intervals, (m,), were what is kept exact, and with what it may be off by.
+
+    Of what is kept from the table, the table's.
+    """
     predicted, jacobian = law(x)
     size, share = _sizes(predicted, relative)
     residual = (y - predicted) / size
@@ -211,7 +215,7 @@ def _half(
     a = jacobian / size[:, None]
     half = _TWO_SIDED_95 * sd
     if not free.any():
-        return half
+        return half, half
     own = a[:, free]
     length = np.maximum(np.linalg.norm(own, axis=0), 1e-300)
     own = own / length
@@ -232,6 +236,7 @@ def _half(
         total = float(np.sum(weight * residual**2)) / max(len(y) - m, 1) * bread
     held = (a[:, ~free] * sd[~free]) * weight[:, None]
     moved = bread @ (own.T @ held)
-    total = total + moved @ moved.T
-    half[free] = _TWO_SIDED_95 * np.sqrt(np.diag(total)) / length
-    return half
+    exact, carried = half.copy(), half.copy()
+    exact[free] = _TWO_SIDED_95 * np.sqrt(np.diag(total)) / length
+    carried[free] = _TWO_SIDED_95 * np.sqrt(np.diag(total + moved @ moved.T)) / length
+    return exact, carried

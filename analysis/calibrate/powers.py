@@ -35,9 +35,11 @@ MOST_SLICES = 20_000
 FEWEST = 20
 BLOCK = 8
 """Slices in a row that go together."""
-_SHIFTS, _FINER = 5, 4
+_SHIFTS, _FINER = 8, 3
 """Shifts that are tried to either side of none within an update, then around the best of them."""
+_KNEES = 1.6
 _ROUNDS = 2
+_FAR_S = 5e-3
 _CLOSE_S = 1e-3
 """Over so long a shift moves energies in proportion."""
 _ANY = 1e9
@@ -78,6 +80,12 @@ class Slices:
         ]
         sums = [self._summed(column) for column in of_step]
         return sums[0] + idle_w * self.idle_s, np.stack([self.idle_s, *sums[1:]], axis=1)
+
+    def regressors(self, knees: Sequence[float]) -> Matrix:
+        """Idle and busy seconds, traffic, and the saturating term at each knee, (K, 3 + knees)."""
+        saturating = [1.0 - np.exp(-self.compute / knee) for knee in knees]
+        busy = [self._summed(c) for c in (np.ones(len(self.memory)), self.memory, *saturating)]
+        return np.stack([self.idle_s, *busy], axis=1)
 
     def some(self, which: Bools) -> Slices:
         """Those of ``which``, (K,)."""
@@ -182,20 +190,15 @@ class Fitted:
 
 
 def fit_powers(runs: Sequence[tuple[Energies, ...]], base: Gpu) -> Fitted:
-    """Fits the constants to all runs, each cut and shifted as leaves least, in a few rounds."""
-    x = np.array([q.base for q in questions(base)])
+    """Fits the constants to all runs, each cut and shifted as leaves least."""
+    best = [min((_shifted(e, base) for e in ways), key=lambda tried: tried[0]) for ways in runs]
+    chosen, shifts_s = [run for _, _, run in best], np.array([shift_s for _, shift_s, _ in best])
     for _ in range(_ROUNDS):
-        found = [min((_shifted(e, x, base.tdp_w) for e in ways), key=lambda tried: tried[0]) for ways in runs]
-        for _ in range(2):
-            told, moved_s = _fit([run for _, _, run in found], [at_s for _, at_s, _ in found], base)
-            found = [
-                (0.0, shift_s + float(np.clip(more_s, -_CLOSE_S, _CLOSE_S)), run)
-                for (_, shift_s, run), more_s in zip(found, moved_s, strict=True)
-            ]
-        x = told.value
-    shifts_s = tuple(shift_s for _, shift_s, _ in found)
-    slices = tuple(run.at(shift_s) for _, shift_s, run in found)
-    return Fitted(told, slices, shifts_s)
+        told, moved_s = _fit(chosen, shifts_s.tolist(), base)
+        shifts_s = shifts_s + np.clip(moved_s, -_FAR_S, _FAR_S)
+    told, _ = _fit(chosen, shifts_s.tolist(), base)
+    slices = tuple(run.at(shift_s) for run, shift_s in zip(chosen, shifts_s.tolist(), strict=True))
+    return Fitted(told, slices, tuple(shifts_s.tolist()))
 
 
 def _fit(runs: Sequence[Energies], shifts_s: Sequence[float], base: Gpu) -> tuple[Answer, Floats]:
@@ -244,13 +247,18 @@ def fit_slices(slices: Sequence[Slices], base: Gpu, later: Sequence[Slices] = ()
     return told, (found.value[m:] - 1.0) * _CLOSE_S
 
 
-def _shifted(run: Energies, x: Floats, tdp_w: float) -> tuple[float, float, Energies]:
-    """What these constants leave at the shift, within an update either way, that leaves least."""
+def _shifted(run: Energies, base: Gpu) -> tuple[float, float, Energies]:
+    """What is left at the shift, within an update either way, that leaves least; that shift; the run.
+
+    Left by least squares on idle and busy time, traffic and the saturating term at two knees: no
+    constant of the table's is taken for granted, as a wrong one would pull the shift.
+    """
 
     def left(shift_s: float) -> float:
         slices = run.at(shift_s)
-        off_w = (slices.energy_j - slices.law(x, tdp_w)[0]) / slices.width_s
-        return float(np.mean(np.abs(off_w)))
+        x = slices.regressors((base.compute_knee / _KNEES, base.compute_knee * _KNEES))
+        found = np.linalg.lstsq(x, slices.energy_j, rcond=1e-9)[0]
+        return float(np.mean(np.abs(slices.energy_j - x @ found) / slices.width_s))
 
     best_s, step_s = 0.0, run.reach_s / _SHIFTS
     for _ in range(_FINER):

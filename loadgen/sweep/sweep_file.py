@@ -242,7 +242,7 @@ def _scenarios(
 def _simulable(scenario: Scenario, tree: Tree, gap_s: float | None, fits: set[Launch], *, http: bool) -> None:
     """Raises ConfigError for a point that no simulation can be made of, too small a memory apart."""
     if scenario.server.url is not None:
-        raise _wrong(tree, ("server", "url"), "none: a sweep is simulated", "one")
+        raise _wrong(tree, ("server", "url"), "none (a sweep is simulated)", "a url")
     pattern = scenario.load.pattern
     if gap_s is not None and pattern in ("closed_loop", "all_at_once"):
         raise _wrong(tree, ("load", "pattern"), "a load with gaps that a mean can be given to", pattern)

@@ -41,6 +41,10 @@ _EXAMPLES = """examples:
   loadgen analyze RUN --window steady                          where its energy went, request by request
   loadgen compare RUN OTHER                                    did one beat the other, at the same load?
   loadgen lint --claim gpu=h100-sxm interval_s=0.05 energy_wh=1.1e-3     is a published figure possible?
+  loadgen sweep arrival_shaping                                fixed against random at exactly equal mean gap
+  loadgen capacity chat_day --gpu h100-sxm --gpu l40s          how many of which boards, at what cost?
+  loadgen theory llm --prompt-tokens 1200 --output-tokens 52   what the studies' models predict
+  loadgen theory errata                                        what the studies state, and what follows
   loadgen serve --port 8080                                    the embedded TGI-protocol server
   loadgen sidecar                                              on the GPU host: sample and serve its power
   loadgen doctor --url http://gpu-host:8080                    what can be measured, what answers
