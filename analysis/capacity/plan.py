@@ -208,7 +208,10 @@ class CapacityPlan(Section):
             listed = f"one of {', '.join(MODELS)}, or the path of a config.json"
             raise wrong(listed, "model", f"{self.model}{near(self.model, MODELS)}")
         if self.lengths is None and self.traffic.trace is None:
-            raise wrong("a section with prompt_tokens and output_tokens, or a file", "lengths", "nothing")
+            known = (
+                "a section with prompt_tokens and output_tokens (--prompt-tokens, --output-tokens), or a file"
+            )
+            raise wrong(known, "lengths", "nothing")
         if self.arrivals.law == "trace" and self.traffic.trace is None:
             raise wrong("traffic.trace with law trace", "arrivals.law", "no trace")
         if self.arrivals.law == "trace" and self.lengths is not None:
@@ -291,7 +294,7 @@ def read_plan(path: Path | None, given: Sequence[tuple[str, str, str]] = ()) -> 
     the working directory.
     """
     path = None if path is None else find_plan(path)
-    tree = Tree({}, source="loadgen capacity") if path is None else read_yaml(path)
+    tree = Tree({}, source="plan") if path is None else read_yaml(path)
     for dotted, _, _ in given:
         for section, keys in _INSTEAD.get(dotted, {}).items():
             tree.drop(section, *keys)
