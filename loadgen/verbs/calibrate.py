@@ -11,8 +11,8 @@ _DESCRIPTION = """Fits the constants of the general model to runs on one board: 
 and bandwidth kernels reach, what a step costs the host with and without CUDA graphs, and the law
 of its power. Each has a 95 % interval; what the runs cannot tell is kept at the table's value and said.
 Errors are given for what was left out of the fit. Replies must have been streamed."""
-_EPILOG = """Vary the load: requests one at a time with prompts of mixed lengths tell the time of a prompt, batches tell
-the bandwidth from the host's time, pauses tell the idle power. Two or three short runs do.
+_EPILOG = """Vary the load: requests one at a time with prompts of mixed lengths tell the time of a prompt,
+batches tell the bandwidth from the host's time, pauses the idle power. Two or three short runs do.
 
 examples:
   loadgen calibrate runs/*-alone-* runs/*-batch-* --gpu l4 -o my-l4.json

@@ -9,8 +9,8 @@ from typing import Any
 
 from loadgen.verbs import calibrate
 
-_DESCRIPTION = """Serves a run's load once more on the emulator: the same requests at the same due times with the
-lengths that were counted, on the board given. Prints TTFT, TPOT, end-to-end latency, throughput
+_DESCRIPTION = """Serves a run's load once more on the emulator: the same requests at the same due times with
+the lengths that were counted, on the board given. Prints TTFT, TPOT, end-to-end latency, throughput
 and GPU energy of both with the residuals, and the residuals of the same requests."""
 _EPILOG = """examples:
   loadgen calibrate runs/*-alone-* runs/*-batch-* -o my-l4.json
