@@ -208,10 +208,10 @@ class CapacityPlan(Section):
             listed = f"one of {', '.join(MODELS)}, or the path of a config.json"
             raise wrong(listed, "model", f"{self.model}{near(self.model, MODELS)}")
         if self.lengths is None and self.traffic.trace is None:
-            known = (
-                "a section with prompt_tokens and output_tokens (--prompt-tokens, --output-tokens), or a file"
+            flags = "--prompt-tokens, --output-tokens"
+            raise wrong(
+                f"a section with prompt_tokens and output_tokens ({flags}), or a file", "lengths", "nothing"
             )
-            raise wrong(known, "lengths", "nothing")
         if self.arrivals.law == "trace" and self.traffic.trace is None:
             raise wrong("traffic.trace with law trace", "arrivals.law", "no trace")
         if self.arrivals.law == "trace" and self.lengths is not None:

@@ -64,7 +64,7 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     add("--ttft", metavar="S", help="limit on the time to the first token, seconds from demand")
     add("--tpot", metavar="S", help="limit on the time per token after it, seconds")
     add("--e2e", metavar="S", help="limit on the whole time, seconds from demand")
-    add("--percentile", metavar="P", help="share of requests that must keep all limits, in % (default 95)")
+    add("--percentile", metavar="P", help="share of requests that must keep all limits, in %% (default 95)")
     add("--price", metavar="G=X", action="append", default=[], help="price of a board's hour; repeatable")
     add("--pue", metavar="X", help="energy of the data centre over that of its computers")
     add("--grid", metavar="G", help="g CO2e per kWh, or a code such as FR, DE, US, world")
