@@ -42,6 +42,22 @@ def test_a_stale_pooled_connection_costs_no_request():
     assert "closed by the server before any response" in str(got[2][2])
 
 
+def test_a_request_is_sent_again_on_a_new_connection_when_the_whole_pool_is_stale():
+    """Found against llama.cpp on a busy machine: the second pooled connection had been closed as well."""
+    server = ScriptedServer([0.1, good()], [0.1, good()], [CLOSE], [good()])
+
+    async def main() -> list[bool]:
+        async with make_client("tgi", "http://embedded:80", dial=server.dial, headers={}) as client:
+            tapes = [Tape() for _ in range(3)]
+            asks = [Request(i, "text", {"prompt": f"p{i}"}) for i in range(3)]
+            await asyncio.gather(*(client.exchange(asks[i], tapes[i]) for i in range(2)))
+            await client.exchange(asks[2], tapes[2])
+            return [tape.complete for tape in tapes]
+
+    assert clock.run_virtual(main()) == [True] * 3
+    assert server.connections == 3 and len(server.requests) == 4
+
+
 def test_a_connection_is_tried_again_once_only_and_never_after_a_byte():
     asks = [Request(i, "text", {"prompt": f"p{i}"}) for i in range(2)]
     server, got = talk("tgi", [good()], [CLOSE], [CLOSE], asks=asks)

@@ -23,6 +23,7 @@ from typing import Any, Self, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
 from aiohttp.streams import StreamReader
 from yarl import URL
 
@@ -299,23 +300,32 @@ class HttpTransport:
 
         A connection out of the pool that closes within `STALE_S` and without a byte
         of response was stale (llama.cpp closes some right after a reply): the
-        request is sent once more, and ``resent`` counts it.
+        request is sent once more, on a new connection, and ``resent`` counts it.
         """
-        if await self._attempt(request_id, body, tape, may_be_stale=True):
+        if await self._attempt(request_id, body, tape, await self._connected(new=False)):
             return
         self.resent += 1
-        await self._attempt(request_id, body, tape, may_be_stale=False)
+        await self._attempt(request_id, body, tape, await self._connected(new=True))
 
-    async def _attempt(self, request_id: int, body: bytes, tape: Tape, *, may_be_stale: bool) -> bool:
-        """One exchange on one connection; False when that was a stale one out of the pool."""
+    async def _connected(self, *, new: bool) -> Connection:
+        """A connection out of the pool or, emptying the pool of its idle ones, a ``new`` one."""
         if self._session is None or self._session.connector is None:
             raise ExchangeError("the client is not open")
-        try:
-            connection = await self._session.connector.connect(self._request, traces=[], timeout=_NO_TIMEOUT)
-        except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
-            raise ExchangeError(
-                f"connect to {self._url.host}:{self._url.port}: {connect_cause(exc)}"
-            ) from exc
+        while True:
+            try:
+                connection = await self._session.connector.connect(
+                    self._request, traces=[], timeout=_NO_TIMEOUT
+                )
+            except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
+                raise ExchangeError(
+                    f"connect to {self._url.host}:{self._url.port}: {connect_cause(exc)}"
+                ) from exc
+            if not new or cast(StampingHandler, connection.protocol).exchanges == 0:
+                return connection
+            connection.close()
+
+    async def _attempt(self, request_id: int, body: bytes, tape: Tape, connection: Connection) -> bool:
+        """One exchange on one connection; False when that was a stale one out of the pool."""
         handler = cast(StampingHandler, connection.protocol)
         transport = handler.transport
         reused, began_s = handler.exchanges > 0, clock.now()
@@ -340,8 +350,7 @@ class HttpTransport:
             connection.release()
             return True
         connection.close()
-        stale = reused and handler.heard_nothing and clock.now() - began_s < STALE_S
-        if may_be_stale and stale:
+        if reused and handler.heard_nothing and clock.now() - began_s < STALE_S:
             return False
         raise ExchangeError(cause)
 
