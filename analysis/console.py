@@ -5,10 +5,12 @@ from __future__ import annotations
 import textwrap
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from analysis.words import printable
+from loadgen.terminal import bare_table
+
+__all__ = ["bare_table", "line"]
 
 
 def line(console: Console, label: str, text: str, style: str = "") -> None:
@@ -19,11 +21,3 @@ def line(console: Console, label: str, text: str, style: str = "") -> None:
         shown = Text(label if i == 0 else " " * len(label), style=f"bold {style}".strip())
         shown.append(Text(row, style=style if not label.strip() or style == "red" else "not bold"))
         console.print(shown, highlight=False)
-
-
-def bare_table(*columns: str, left: int = 1, header: bool = True) -> Table:
-    """A table without lines; its first ``left`` columns flush left, the others right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=header)
-    for i, name in enumerate(columns):
-        table.add_column(name, no_wrap=True, justify="left" if i < left else "right")
-    return table

@@ -30,12 +30,11 @@ from analysis.run import load_run
 from analysis.summary import summarize
 from analysis.words import interval, quantity
 from loadgen.errors import RunDirError
+from loadgen.physics.uncertainty import FEWEST_FOR_QUANTILES, TAIL, range_of_draws
 
 FILE = "uncertainty.json"
 SCHEMA = 1
 FEWEST_DRAWS = 2
-_FEWEST_FOR_QUANTILES = 19
-_TAIL = 0.05
 _MOST_REASONS = 3
 
 
@@ -186,18 +185,17 @@ def _range(figure: Figure, nominal: Mapping[str, Any], draws: list[Mapping[str, 
     }
     if not n:
         return {**found, "low": None, "median": None, "high": None}
-    levels = (_TAIL, 0.5, 1 - _TAIL) if n >= _FEWEST_FOR_QUANTILES else (0.0, 0.5, 1.0)
-    low, median, high = np.quantile(values, levels, method="weibull")
-    return {**found, "low": float(low), "median": float(median), "high": float(high)}
+    low, high = range_of_draws(np.array(values))
+    return {**found, "low": low, "median": float(np.median(values)), "high": high}
 
 
 def _kind(n: int) -> str:
-    return "5-95 %" if n >= _FEWEST_FOR_QUANTILES else "min-max"
+    return "5-95 %" if n >= FEWEST_FOR_QUANTILES else "min-max"
 
 
 def _covers(n: int) -> float:
     """The probability that an (n + 1)-th value lies in the envelope of n."""
-    return 1 - 2 * _TAIL if n >= _FEWEST_FOR_QUANTILES else (n - 1) / (n + 1)
+    return 1 - 2 * TAIL if n >= FEWEST_FOR_QUANTILES else (n - 1) / (n + 1)
 
 
 def _off(row: Mapping[str, Any]) -> str:

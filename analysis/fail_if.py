@@ -29,7 +29,6 @@ the energy names with ``cpu_`` or ``ram_``    CPU, RAM
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -38,6 +37,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.latency import METRICS, STATISTICS
+from loadgen.config import near
 from loadgen.errors import ConfigError
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -109,9 +109,7 @@ def parse(text: str) -> Condition:
         raise ConfigError(f"--fail-if {text!r}: {_EXPECTED}")
     name, op, number = found["name"], found["op"], found["number"]
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"--fail-if {text!r}: unknown name {name!r}{hint}")
+        raise ConfigError(f"--fail-if {text!r}: unknown name {name!r}{near(name, NAMES)}")
     if name == "invalid":
         if op is not None:
             raise ConfigError(f"--fail-if {text!r}: 'invalid' takes no operator")

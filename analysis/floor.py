@@ -16,20 +16,16 @@ the number of steps; of failed requests nothing is counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from analysis.run import Run
-from loadgen.errors import ConfigError
-from loadgen.physics.boards import GPUS
-from loadgen.physics.clocks import at_clock, least_board
+from analysis.served import drawn, embedded_section, model_of, profile_served
+from loadgen.physics.clocks import least_board
 from loadgen.physics.formats import DTYPES, Dtype
-from loadgen.physics.hardware import Efficiency, Gpu
-from loadgen.physics.models import MODELS, Transformer
-from loadgen.physics.profile import find_board
+from loadgen.physics.hardware import Gpu
+from loadgen.physics.models import Transformer
 from loadgen.types import Floats
 
 LEAST_CONTEXT_W = 26.0
@@ -58,45 +54,6 @@ class Floor:
         return max(self.standing_j, self.flop_j or 0.0, self.byte_j or 0.0)
 
 
-def gpu_of(run: Run) -> Gpu | None:
-    """The board of the run at its locked clock, by id or by the name the driver gives; None if unknown."""
-    server = run.manifest.get("server") or {}
-    name = str(server.get("gpu"))
-    known = GPUS.get(name)
-    if name.endswith(".json"):
-        known = _of_profile(name)
-    elif known is None:
-        names = {row.get("name") for row in run.manifest.get("gpus") or ()}
-        known = next((gpu for gpu in GPUS.values() if names == {gpu.name}), None)
-    locked_mhz = embedded_section(run, "hardware").get("sm_clock_mhz")
-    return known if known is None or locked_mhz is None else at_clock(known, Efficiency(), locked_mhz)[0]
-
-
-def _of_profile(path: str) -> Gpu | None:
-    """The board of a hardware profile; None when the file is gone: the table's is not the run's."""
-    try:
-        return find_board(path)[0]
-    except ConfigError:
-        return None
-
-
-def model_of(run: Run) -> Transformer | None:
-    """The model served, by id or by its name on the hub; None if unknown."""
-    name = str((run.manifest.get("server") or {}).get("model"))
-    return MODELS.get(name) or next((m for m in MODELS.values() if m.hub_id == name), None)
-
-
-def drawn(run: Run) -> bool:
-    """Whether an embedded run drew its board's constants anew: the table's bounds are then not its own."""
-    return embedded_section(run, "hardware").get("draw") is not None
-
-
-def embedded_section(run: Run, section: str) -> Mapping[str, Any]:
-    """A section of the scenario's ``server``, as ``launcher``; empty when there is none."""
-    server = (run.manifest.get("scenario") or {}).get("server") or {}
-    return server.get(section) or {}
-
-
 def least_idle_w(gpu: Gpu) -> float:
     """The least power of this board with a server's context on it."""
     if any(gpu.sources[name].startswith("assumed") for name in ("bare_idle_w", "context_idle_w")):
@@ -108,19 +65,16 @@ def least_idle_w(gpu: Gpu) -> float:
 
 def physical_floor(run: Run, window_s: float, boards: int) -> Floor | None:
     """The floor under the GPU energy of the window; None when the boards' constants are not known."""
-    gpu = gpu_of(run)
-    if gpu is None or drawn(run):
+    found = profile_served(run)
+    if found is None or drawn(run):
         return None
+    hardware = embedded_section(run, "hardware")
+    gpu = least_board(found.gpu, found.efficiency, hardware.get("sm_clock_mhz"), hardware.get("power_cap_w"))
     idle_w = least_idle_w(gpu)
     standing_j = boards * idle_w * window_s
     model = model_of(run)
     if model is None:
         return Floor(standing_j, idle_w)
-    hardware = embedded_section(run, "hardware")
-    if hardware.get("sm_clock_mhz") or hardware.get("power_cap_w"):
-        gpu = least_board(
-            GPUS.get(gpu.id, gpu), Efficiency(), hardware.get("sm_clock_mhz"), hardware.get("power_cap_w")
-        )
     server = run.manifest.get("server") or {}
     embedded = server.get("kind") == "embedded"
     dtype = DTYPES.get(str(server.get("dtype")))

@@ -67,6 +67,8 @@ def header(summary: Mapping[str, Any], console: Console) -> None:
     between = " " if kind == "embedded" else ", "
     where = between.join(str(part) for part in (server.get("model"), board) if part)
     about = [where] if where else []
+    held = {"sm_clock_mhz": "SM clock {:g} MHz", "power_cap_w": "power cap {:g} W"}
+    about += [said.format(server[key]) for key, said in held.items() if server.get(key) is not None]
     like = "" if server.get("dialect") in (None, "tgi") else f" {server['dialect']}"
     about.append(f"{kind}{like} server" if kind else "unknown server")
     about += [f"{summary.get(key) or 'unknown'} {key}" for key in ("protocol", "clock")]

@@ -47,12 +47,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import energy, floor, latency, lint, stats
+from analysis import energy, latency, lint, stats
 from analysis.energy import Part, PartEnergy
 from analysis.goodput import goodput
 from analysis.lint import Verdict
 from analysis.plain import plain
 from analysis.run import Run
+from analysis.served import gpu_of
 from analysis.stats import Blocks
 from analysis.words import WH_PER_J
 from loadgen.physics.hardware import Gpu
@@ -85,6 +86,14 @@ def look(run: Run) -> Facts:
     return Facts(run, blocks, parts, verdict, plain(_summary(run, blocks, parts, verdict)))
 
 
+def _server(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The manifest's, with the clock in MHz and the cap in W that the simulated board was set to."""
+    server: Mapping[str, Any] | None = manifest.get("server")
+    hardware = ((manifest.get("scenario") or {}).get("server") or {}).get("hardware") or {}
+    held = {key: hardware[key] for key in ("sm_clock_mhz", "power_cap_w") if hardware.get(key) is not None}
+    return {**server, **held} if server and held else server
+
+
 def _summary(run: Run, blocks: Blocks, parts: Mapping[Part, PartEnergy], verdict: Verdict) -> dict[str, Any]:
     manifest = run.manifest
     return {
@@ -95,7 +104,7 @@ def _summary(run: Run, blocks: Blocks, parts: Mapping[Part, PartEnergy], verdict
         "reasons": list(verdict.reasons),
         "warnings": list(verdict.warnings),
         "clock": manifest.get("clock"),
-        "server": manifest.get("server"),
+        "server": _server(manifest),
         "protocol": manifest.get("protocol"),
         "closed_loop": run.closed_loop,
         "window_s": run.end_s,
@@ -237,7 +246,7 @@ def _energy(run: Run, parts: Mapping[Part, PartEnergy], blocks: Blocks) -> dict[
     }
     for part, measured in parts.items():
         found[part] = _part(measured, attempts, successes, tokens, blocks)
-        found[part] |= _certainty(measured, floor.gpu_of(run) if part == "gpu" else None)
+        found[part] |= _certainty(measured, gpu_of(run) if part == "gpu" else None)
     found["apart"] = energy.apart(run, 0.0, run.end_s) if run.end_s else {}
     return found
 

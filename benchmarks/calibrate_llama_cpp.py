@@ -36,7 +36,8 @@ from analysis.calibrate.times import NAMES
 from analysis.calibrate.validation import Validation, validate
 from analysis.run import load_run
 from loadgen.physics.hardware import Efficiency, Gpu
-from loadgen.physics.profile import EFFICIENCY_FIELDS, GPU_FIELDS, Profile, write_profile
+from loadgen.physics.profile import EFFICIENCY_FIELDS, GPU_FIELDS, Profile
+from loadgen.physics.profile_file import write_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-peers" / "llama"

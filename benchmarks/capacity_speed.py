@@ -19,7 +19,8 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.capacity.fleet import per_good
-from analysis.capacity.plan import CapacityPlan, read_plan
+from analysis.capacity.plan import CapacityPlan
+from analysis.capacity.plan_file import read_plan
 from analysis.capacity.replica import Replica, ReplicaType, deploy
 from analysis.capacity.search import Found, search
 from analysis.capacity.workload import workload_of
@@ -72,7 +73,7 @@ def compare(name: str, replica: Replica) -> None:
         spread = f"{min(shares):.3f} to {max(shares):.3f}"
         print(f"  good at {rate:g}/s      {np.mean(shares):.3f} ({spread}); prototype {published:g}")
     fared = [replica.fare(13.0, CONFIRM_N, stream) for stream in range(1, STREAMS + 1)]
-    joules = float(np.mean([f.per_request_j for f in fared]))
+    joules = float(np.mean([f.energy_j / f.n for f in fared]))
     good = [j for f in fared if (j := per_good(f)) is not None]
     wh = joules / 3600
     dollars, mg = PRICE_H / 3600 / 13.0, wh * PUE * G_PER_KWH

@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
-from loadgen import clock, foreground, launch_flags, overrides
+from loadgen import clock, foreground, launch_flags, overrides, shipped
 from loadgen.clients.redaction import redact_url
 from loadgen.config import Tree, read_yaml
 from loadgen.errors import LoadgenError
 from loadgen.scenario import Scenario
-from loadgen.scenario_file import find_scenario, validate
+from loadgen.scenario_file import validate
+from loadgen.terminal import print_json
 from loadgen.verbs import service
 from loadgen.verbs.analyze import FORMATS
 from loadgen.verbs.parser import USAGE, parse_arguments
@@ -39,7 +39,7 @@ OK, INVALID, INTERRUPTED = 0, 1, foreground.INTERRUPTED
 
 
 def _resolve(args: argparse.Namespace) -> tuple[Scenario, str, Tree]:
-    path = find_scenario(args.scenario)
+    path = shipped.find(args.scenario, "scenario")
     tree = read_yaml(path)
     overrides.apply(tree, args)
     return validate(tree, path.parent), path.read_text(encoding="utf-8"), tree
@@ -143,12 +143,15 @@ def _verdict(summary: dict[str, Any], conditions: list[Any]) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from loadgen.plan import build, describe_plan, plan_lines
+    from loadgen.server.deployment import Deployment
 
     scenario, _, _ = _resolve(args)
+    if not scenario.server.url:
+        Deployment(scenario.server.launch(scenario.seed))  # known, and large enough
     facts = describe_plan(scenario, build(scenario))
     facts["target"] = redact_url(facts["target"])
     if args.json:
-        print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
+        print_json(facts)
     else:
         table = Table.grid(padding=(0, 2))
         for label, value in plan_lines(facts):
@@ -164,7 +167,7 @@ def _summary(args: argparse.Namespace) -> int:
     if not args.json:
         return _report(args.run, conditions)
     summary = _summarized(args.run)
-    print(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode())
+    print_json(summary)
     return _verdict(summary, conditions)
 
 
@@ -205,7 +208,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from analysis.calibrate.view import report
 
     told = {"gpu": args.gpu, "model": args.model, "dtype": args.dtype}
-    report(args.runs, output=args.output, as_object=args.json, **told)
+    report(args.runs, output=args.output, as_json=args.json, **told)
     return OK
 
 
@@ -230,10 +233,10 @@ def _page(args: argparse.Namespace) -> int:
 
 def _capacity(args: argparse.Namespace) -> int:
     from analysis.capacity.report import report
-    from analysis.figures.capacity import write_pareto
+    from analysis.figures.files import write_pareto
 
     draw = None if args.figure is None else partial(write_pareto, path=args.figure)
-    answered = report(args.plan, args.given, json=args.json, workers=args.workers, draw=draw)
+    answered = report(args.plan, args.given, as_json=args.json, workers=args.workers, draw=draw)
     return OK if answered else INVALID
 
 
@@ -249,7 +252,7 @@ def _lint(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from analysis.figures.sweeps import write_figures
+    from analysis.figures.files import write_sweep_figures
     from analysis.sweeps import of_run, report
     from loadgen.sweep.session import order_of, points_of, run
 
@@ -257,14 +260,14 @@ def _sweep(args: argparse.Namespace) -> int:
         print("\n".join(points_of(order_of(args))))
         return OK
     swept = run(order_of(args), of_run)
-    report(swept.path, swept.rows, swept.manifest, swept.wanted, as_json=args.json, draw=write_figures)
+    report(swept.path, swept.rows, swept.manifest, swept.wanted, as_json=args.json, draw=write_sweep_figures)
     return OK if swept.whole else INTERRUPTED
 
 
 def _theory_video(args: argparse.Namespace) -> int:
     draw = None
     if args.figure is not None:
-        from analysis.figures.video import write_scaling
+        from analysis.figures.files import write_scaling
 
         draw = partial(write_scaling, path=args.figure)
     return show_video(args, draw)
@@ -281,6 +284,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     async def serve() -> int:
         service = Service(launch)
+        for note in service.deployment.notes:
+            print(f"loadgen: note: {note}", file=sys.stderr)
         slow_s = launch.faults.slow_start_s
         slow = f", refusing connections for {slow_s:g} s" if slow_s else ""
         asked_to_end = foreground.asked_to_end()
@@ -313,7 +318,7 @@ def _doctor(args: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=clock.fast_loop) as runner:
         found = runner.run(report(args.url, args.api_key, sidecar=args.sidecar, token=token))
     if args.json:
-        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        print_json(found)
     else:
         render(found, Console())
     return OK if found["ok"] else INVALID

@@ -11,17 +11,19 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic_core import ErrorDetails
 
 from loadgen.errors import ConfigError
 
+_MOST_BITS = 63
 Place = tuple[str | int, ...]
+T = TypeVar("T")
 
 
 @dataclass
@@ -51,14 +53,16 @@ class Tree:
         place: Place = tuple(dotted.split("."))
         node = self.data
         for depth, key in enumerate(place[:-1], 1):
+            if str(key) not in node:
+                self.origins.setdefault(place[:depth], origin)
             child = node.setdefault(str(key), {})
             if not isinstance(child, dict):
                 where = ".".join(map(str, place[:depth]))
                 raise ConfigError(f"{origin}: {where} is {show(child)}, not a section with keys of its own")
             node = child
         node[str(place[-1])] = value
-        for known in [p for p in self.origins if p[: len(place)] == place]:
-            del self.origins[known]
+        for inner in [p for p in self.origins if p[: len(place)] == place]:
+            del self.origins[inner]
         self.origins[place] = origin
 
     def drop(self, dotted: str, *keys: str) -> None:
@@ -73,6 +77,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader whose floats are YAML 1.2's: ``1e-3`` is a number, as everyone expects."""
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = int(loader.construct_yaml_int(node))
+    if value.bit_length() > _MOST_BITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"an integer of more than {_MOST_BITS} bits", node.start_mark
+        )
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -139,7 +153,31 @@ def parse_value(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{origin}: expected a YAML value, got {text!r}") from exc
+        why = f" ({exc.problem})" if isinstance(exc, yaml.constructor.ConstructorError) else ""
+        raise ConfigError(f"{origin}: expected a YAML value, got {text!r}{why}") from exc
+
+
+def resolve_paths(
+    tree: Tree, base: Path, paths: Iterable[str], ids_or_paths: Mapping[str, Container[str]]
+) -> None:
+    """Makes relative paths count from ``base``, the folder of the file that names them; a flag's stay.
+
+    ``paths``: dotted keys whose files must exist. ``ids_or_paths``: keys that also take ids, and these
+    ids; what is neither an id nor a file there is left as it is. Raises ConfigError.
+    """
+    for dotted in (*paths, *ids_or_paths):
+        value, place = tree.get(dotted), tuple(dotted.split("."))
+        if not isinstance(value, str) or value in ids_or_paths.get(dotted, ()):
+            continue
+        origin, path = tree.origin(place), Path(value).expanduser()
+        if not path.is_absolute() and not origin.startswith("--"):
+            path = base / path
+        if dotted in ids_or_paths and not path.exists():
+            continue
+        if dotted not in ids_or_paths and not path.is_file():
+            raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
+        section = tree.get(".".join(place[:-1])) if len(place) > 1 else tree.data
+        section[place[-1]] = str(path)
 
 
 def show(value: Any) -> str:
@@ -159,7 +197,18 @@ def near(name: object, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-_SECRET = re.compile(r"key|token|secret|authorization|cookie|password", re.IGNORECASE)
+def known(place: str, name: str, table: Mapping[str, T], also: str = "") -> T:
+    """The entry of ``table`` by this name; ``also``: what else may be given, for the message.
+
+    Raises ConfigError naming ``place``, the known names and the nearest.
+    """
+    if name not in table:
+        raise ConfigError(f"{place}: expected one of {', '.join(table)}{also}, got {name}{near(name, table)}")
+    return table[name]
+
+
+_SECRET = re.compile(r"key|token(?!s|ize)|secret|authorization|cookie|password", re.IGNORECASE)
+"""Names whose values are not repeated; numbers of tokens and a tokenizer are none."""
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
 _EXPECTATIONS: dict[str, str] = {
     "greater_than": "> {gt}",

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from loadgen import clock, provenance
 from loadgen.clients.redaction import MASK, redact, redact_url
 from loadgen.errors import ConfigError
+from loadgen.foreground import deaf_to_ctrl_c
 from loadgen.plan import Planned
 from loadgen.power.feed import Sink
 from loadgen.power.sampler import sample
@@ -103,17 +104,11 @@ async def execute(order: Order, view: RunView) -> Path:
     return run.writer.path
 
 
-@contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignores Ctrl-C in the block: in what must not be cut, and in processes started there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def execute_unseen(order: Order) -> Path:
+    """Runs the order in virtual time, nothing shown, in a loop of its own. Raises as `execute`."""
+    view = RunView(Console(stderr=True), len(order.planned.measured.arrivals), quiet=True)
+    with asyncio.Runner(loop_factory=clock.VirtualLoop) as runner:
+        return runner.run(execute(order, view))
 
 
 def _at_once(plan: Plan) -> int:

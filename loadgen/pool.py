@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from loadgen.errors import LoadgenError
+from loadgen.foreground import deaf_to_ctrl_c
 
 T = TypeVar("T")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -42,8 +43,6 @@ def each(
 def _spread(
     task: Callable[[int], T], numbers: Sequence[int], what: str, workers: int
 ) -> Iterator[tuple[int, T]]:
-    from loadgen.experiment import deaf_to_ctrl_c
-
     # Fresh processes: forking one with threads (a live view, BLAS) may deadlock the child.
     context = multiprocessing.get_context("spawn")
     processes, pipes = [], []

@@ -6,13 +6,15 @@ name if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from loadgen.config import Place, Tree, explain, near, read_yaml
+from loadgen.config import Place, Tree, explain, read_yaml, resolve_paths
 from loadgen.errors import ConfigError
+from loadgen.physics.boards import GPUS
+from loadgen.physics.models import MODELS
 from loadgen.scenario import SECTIONS, SERVER_SECTIONS, SOURCES, Scenario
 from loadgen.scenario_load import LOADS, StageLoad
 from loadgen.scenario_shaping import Shaping
@@ -55,21 +57,7 @@ def keys_at(place: Place) -> Mapping[str, str]:
 
 
 _PATHS = ("load.path", "prompts.path", "prompts.tokenizer", "power.sidecar_token_file")
-
-
-def _resolve_paths(tree: Tree, base: Path) -> None:
-    """Relative paths count from the file that names them; a flag's, from the working directory."""
-    for dotted in _PATHS:
-        value = tree.get(dotted)
-        if isinstance(value, str):
-            origin = tree.origin(tuple(dotted.split(".")))
-            path = Path(value).expanduser()
-            if not path.is_absolute() and not origin.startswith("--"):
-                path = base / path
-            if not path.is_file():
-                raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
-            section, key = dotted.split(".")
-            tree.data[section][key] = str(path)
+_IDS_OR_PATHS: Mapping[str, Container[str]] = {"server.gpu": GPUS, "server.model": MODELS}
 
 
 def validate(tree: Tree, base: Path) -> Scenario:
@@ -79,7 +67,7 @@ def validate(tree: Tree, base: Path) -> Scenario:
     if isinstance(prompts, dict) and "path" not in prompts:
         prompts.setdefault("source", "synthetic")  # a path alone does not say what is in it
     try:
-        _resolve_paths(tree, base)
+        resolve_paths(tree, base, _PATHS, _IDS_OR_PATHS)
     except ConfigError as exc:
         problems.append(str(exc))
     try:
@@ -91,32 +79,6 @@ def validate(tree: Tree, base: Path) -> Scenario:
     if problems:
         raise ConfigError("\n".join(problems))
     return scenario
-
-
-def find_scenario(name: str) -> Path:
-    """The file ``name``, or the shipped scenario of that name.
-
-    Raises ConfigError naming the near shipped scenario.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    for shipped in shipped_scenarios():
-        if shipped.name in (path.name, f"{path.name}.yaml"):
-            return shipped
-    known = [p.name for p in shipped_scenarios()]
-    raise ConfigError(
-        f"{name}: no such file, and no shipped scenario{near(path.name, known)} (shipped: {', '.join(known)})"
-    )
-
-
-def shipped_scenarios() -> list[Path]:
-    """The scenarios that come with loadgen, sorted by name."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_scenarios", here.parent / "scenarios"):
-        if folder.is_dir():
-            return sorted(folder.glob("*.yaml"))
-    return []
 
 
 def load_scenario(path: Path) -> Scenario:

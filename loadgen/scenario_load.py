@@ -87,13 +87,17 @@ class UniformLoad(Load):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.high_s < self.low_s:
-            raise wrong(f">= low_s ({self.low_s})", "high_s", str(self.high_s))
+        _check_order(self.low_s, self.high_s)
         return self
 
     def process(self) -> ArrivalProcess:
         law = Uniform if self.pattern == "uniform" else UniformScript
         return law(self.low_s, self.high_s)
+
+
+def _check_order(low_s: float, high_s: float) -> None:
+    if high_s < low_s:
+        raise wrong(f">= low_s ({low_s})", "high_s", str(high_s))
 
 
 class UniformLiteralLoad(Load):
@@ -106,8 +110,7 @@ class UniformLiteralLoad(Load):
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
-        if self.high_s < self.low_s:
-            raise wrong(f">= low_s ({self.low_s})", "high_s", str(self.high_s))
+        _check_order(self.low_s, self.high_s)
         if self.duration_s is not None:
             expected = "none: how many arrive in a time depends on how many there are, so give requests"
             raise wrong(expected, "duration_s", f"{self.duration_s:g}")

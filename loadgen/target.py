@@ -23,7 +23,9 @@ from loadgen.clients.probe import probe
 from loadgen.clients.redaction import redact_url
 from loadgen.errors import ConfigError
 from loadgen.metrics.scrape import Scraped, metrics_url, scrape
+from loadgen.physics.boards import GPUS
 from loadgen.physics.models import MODELS
+from loadgen.physics.profile_file import as_object
 from loadgen.power.dcgm import DcgmSource
 from loadgen.power.local import open_local, openings
 from loadgen.power.nvml import NvmlSource
@@ -79,13 +81,16 @@ class Target:
 
     def manifest(self) -> dict[str, Any]:
         """The ``server`` entry of run.json."""
-        launch = None if self.embedded is None else self.embedded.launch
+        made = None if self.embedded is None else self.embedded.deployment
+        launch = None if made is None else made.launch
         return {
             "kind": self.kind,
             "url": None if self.url is None else redact_url(self.url),
             "model": self.model,
             "gpu": self.gpu,
             "dtype": self.dtype,
+            # A file may change: what the run was simulated with stays with it.
+            "profile": None if made is None or self.gpu in GPUS else as_object(made.profile),
             "shards": None if launch is None else launch.launcher.num_shard,
             "dialect": None if launch is None else launch.dialect,
             "scheduler": None if launch is None else launch.scheduling,

@@ -8,7 +8,6 @@ runs a draw does not matter to it.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import shutil
 import tempfile
@@ -17,12 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
-
-from loadgen import clock, pool
+from loadgen import pool
 from loadgen.errors import ConfigError
-from loadgen.experiment import Order, execute
-from loadgen.progress import RunView
+from loadgen.experiment import Order, execute_unseen
 from loadgen.scenario import Scenario
 
 T = TypeVar("T")
@@ -70,9 +66,6 @@ def repeat(
 def _one(order: Order, measure: Callable[[Path], T], draw: int) -> T:
     parent = order.parent / str(draw)
     one = dataclasses.replace(order, scenario=perturbed(order.scenario, draw), parent=parent)
-    view = RunView(Console(stderr=True), len(order.planned.measured.arrivals), quiet=True)
-    with asyncio.Runner(loop_factory=clock.VirtualLoop) as runner:
-        path = runner.run(execute(one, view))
-    measured = measure(path)
+    measured = measure(execute_unseen(one))
     shutil.rmtree(parent)
     return measured

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.capacity.plan import CapacityPlan, read_plan
+from analysis.capacity.plan import CapacityPlan
+from analysis.capacity.plan_file import read_plan
 from analysis.capacity.replica import Replica, ReplicaType, deploy
 from analysis.capacity.workload import workload_of
 

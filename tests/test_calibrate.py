@@ -14,19 +14,23 @@ from rich.console import Console
 
 from analysis.calibrate import calibrate
 from analysis.calibrate.estimate import Answer, Question, answer
+from analysis.calibrate.observed import observe
 from analysis.calibrate.powers import NAMES as POWERS
+from analysis.calibrate.subject import subject_of
 from analysis.calibrate.times import NAMES as TIMES
 from analysis.calibrate.times import constants
 from analysis.calibrate.view import render
-from analysis.calibrate.work import Rows, work_of
+from analysis.calibrate.work import work_of
 from analysis.run import load_run
 from loadgen.cli import main
 from loadgen.errors import ConfigError
 from loadgen.physics.boards import GPUS
+from loadgen.physics.breakdown import Mix
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
 from loadgen.physics.models import MODELS, transformer_from
-from loadgen.physics.profile import Profile, read_profile, write_profile
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import read_profile, write_profile
 from loadgen.physics.transformer import StepModel
 
 HIDDEN = {"compute": 0.41, "bandwidth": 0.66, "graph_overhead_s": 3.6e-3, "eager_overhead_s": 13e-3}
@@ -142,9 +146,8 @@ def test_work_is_the_step_model_s(model, shards, dtype):
     context = rows * rng.integers(1, 2000, 60)
     pairs, emits = prompt * (prompt + 1) // 2, rows + (prompt > 0)
     asked = list(zip(*(x.tolist() for x in (prompt, pairs, prompt, rows, context, emits)), strict=True))
-    names = Rows.__slots__
-    expected = [steps.step(**dict(zip(names, row, strict=True))) for row in asked]
-    many = Rows(*(np.array(column, dtype=float) for column in zip(*asked, strict=True)))
+    expected = [steps.step(**dict(zip(Mix._fields, row, strict=True))) for row in asked]
+    many = Mix(*(np.array(column, dtype=float) for column in zip(*asked, strict=True)))
     work = work_of(many, shape, gpu, DTYPES[dtype], shards, efficiency)
     np.testing.assert_allclose(work.seconds(efficiency), [c.duration_s for c in expected], rtol=1e-12)
     np.testing.assert_allclose(work.flop_s * steps.peak_flop_per_s, [c.flop for c in expected], rtol=1e-12)
@@ -256,10 +259,10 @@ def test_people_are_told_what_was_fitted_kept_and_left_out(found):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--gpu", "h100-sxn"], "(did you mean h100-sxm?)"),
+        (["--gpu", "h100-sxn"], "; did you mean 'h100-sxm'?"),
         (["--gpu", "l4"], "expected at most 1; the runs are faster than the peaks of l4 allow"),
-        (["--gpu", "h100-sxm", "--model", "lama-3.1-8b"], "(did you mean llama-3.1-8b?)"),
-        (["--gpu", "h100-sxm", "--dtype", "bfloat"], "(did you mean bfloat16?)"),
+        (["--gpu", "h100-sxm", "--model", "lama-3.1-8b"], "; did you mean 'llama-3.1-8b'?"),
+        (["--gpu", "h100-sxm", "--dtype", "bfloat"], "; did you mean 'bfloat16'?"),
     ],
 )
 def test_a_wrong_board_model_or_format_is_one_line(hidden, flags, said, capsys):
@@ -271,6 +274,8 @@ def test_a_wrong_board_model_or_format_is_one_line(hidden, flags, said, capsys):
 
 def test_runs_that_cannot_be_taken_are_refused(hidden, tmp_path):
     other = loaded(tmp_path, "other", ALONE, "h200-sxm", tokens=4)
+    with pytest.raises(ConfigError, match="expected every run once, got it twice"):
+        calibrate([load_run(hidden[0]), load_run(hidden[0])])
     with pytest.raises(ConfigError, match="expected runs of one board"):
         calibrate([load_run(hidden[0]), load_run(other)])
     bare = loaded(tmp_path, "bare", ALONE, "h100-sxm", tokens=4, streaming=False)
@@ -279,3 +284,23 @@ def test_runs_that_cannot_be_taken_are_refused(hidden, tmp_path):
     capped = loaded(tmp_path, "capped", ALONE, "h100-sxm", tokens=4, hardware={"power_cap_w": 400.0})
     with pytest.raises(ConfigError, match=r"server\.hardware\.power_cap_w: expected none"):
         calibrate([load_run(capped)])
+
+
+def test_the_power_held_after_work_is_not_taken_for_rest(tmp_path):
+    """A board that stays at 112 W for 18 s after work, in a run without longer pauses."""
+    path = loaded(tmp_path, "tail", ALONE, "rtx-4090", tokens=48, model="qwen2.5-3b")
+    found = calibrate([load_run(path)])
+    assert found.powers is not None
+    assert found.powers.kept["context_idle_w"] == "nothing in the runs needs it"
+    assert found.profile.gpu.context_idle_w == GPUS["rtx-4090"].context_idle_w
+
+
+def test_steps_that_share_a_prompt_which_one_of_them_shows_are_left_out(tmp_path):
+    """Prompts cut at 2,048 tokens a forward: no step that is left did more or less than it is taken for."""
+    load = {"pattern": "closed_loop", "requests": 80, "max_in_flight": 24}
+    cut = {"max_batch_prefill_tokens": 2048, "prefix_caching": False}
+    run_ = load_run(loaded(tmp_path, "cut", load, "h100-sxm", tokens=32, launcher=cut))
+    seen = observe(run_, subject_of(run_))
+    off = np.abs(seen.did.duration_s / seen.work.seconds(Efficiency()) - 1.0)
+    assert off[seen.usable].max() < 1e-3 < off[~seen.usable].max()
+    assert seen.usable.mean() > 0.5

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from capacity_plans import H100, plan, replica
 
-from analysis.capacity.answer import Answer, Assessed, answer, assess, kinds_of, plan_answer
+from analysis.capacity.answer import Answer, Assessed, answer, assess, kinds_of
 from analysis.capacity.binding import binding
 from analysis.capacity.fleet import Fleet, fleet, replicas_for
 from analysis.capacity.plan import CapacityPlan
 from analysis.capacity.replica import AT_ONCE, Fared, Hold, Replica, ReplicaType
 from analysis.capacity.search import search
 from analysis.capacity.shaping import shaping
-from analysis.capacity.view import as_json
+from analysis.capacity.view import as_object
 from analysis.capacity.workload import workload_of
-from analysis.figures.capacity import capacity_pareto, front_of
+from analysis.figures.capacity import capacity_pareto
 from loadgen.cli import main
 from loadgen.types import Estimate
 
@@ -34,7 +34,7 @@ class Ruled(Replica):
 
     def fare(self, rate_rps: float, n: int, stream: int, hold: Hold = AT_ONCE) -> Fared:
         joules = n * (100 / rate_rps + 10)
-        return Fared(rate_rps, n, 9 * n // 10, 0, {}, joules, 0.0, 1, 0.1)
+        return Fared(rate_rps, n, 9 * n // 10, 0, {}, joules, 0.0, 1, 0.1, n / rate_rps)
 
 
 def ruled(keys: Mapping[str, Any]) -> tuple[CapacityPlan, Fleet]:
@@ -79,6 +79,16 @@ def test_headroom_takes_more_and_a_whole_number_is_not_rounded_up() -> None:
     assert replicas_for(rates, 5.0, 0.2).tolist() == [0, 1, 2, 2, 3]
     assert replicas_for(rates, 5.0, 0.0).tolist() == [0, 1, 1, 2, 3]
     assert replicas_for(np.array([30.0]), 10.0, 0.0).tolist() == [3]
+
+
+def test_a_rate_however_low_takes_a_replica_that_rests_at_its_idle_power() -> None:
+    assert replicas_for(np.array([0.0, 1e-12]), 5.0, 0.0).tolist() == [0, 1]
+    asked = plan({"traffic.rate_rps": 1e-6})
+    one = replica(asked)
+    idle_w = one.deployment.gpu.context_idle_w
+    made = fleet(asked, H100, one, Estimate(5.0, "1/s", 4.1, 6.4, 0.95, 10, "given"))
+    assert idle_w < made.peak_w < 1.001 * idle_w
+    assert made.per_good_j.value == pytest.approx(made.peak_w / 1e-6)
 
 
 def test_without_price_or_grid_the_figures_are_missing_with_the_reason() -> None:
@@ -151,7 +161,8 @@ def small() -> tuple[CapacityPlan, Answer]:
     asked = plan(
         {**SMALL, "candidates.dtypes": "[bfloat16, fp8]", "candidates.gpus": "[h100-sxm, l4]", "grid": "FR"}
     )
-    return asked, plan_answer(asked, workers=1)
+    workload, kinds = workload_of(asked), kinds_of(asked)
+    return asked, answer(workload, [assess(workload, kinds, k) for k in range(len(kinds))])
 
 
 def test_candidates_are_ranked_and_the_others_have_their_reason(small: tuple[CapacityPlan, Answer]) -> None:
@@ -172,7 +183,7 @@ def test_candidates_are_ranked_and_the_others_have_their_reason(small: tuple[Cap
 
 def test_the_answer_survives_json(small: tuple[CapacityPlan, Answer]) -> None:
     asked, found = small
-    sent = as_json(found, workload_of(asked))
+    sent = as_object(found, workload_of(asked))
     back = json.loads(json.dumps(sent, allow_nan=False))
     assert back == sent
     first = found.ranked[0]
@@ -191,11 +202,6 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> No
     int8 = plan({"candidates.gpus": "[a100-sxm]", "candidates.shards": "[3]"})
     split = assess(workload_of(int8), kinds_of(int8), 0)
     assert split.reason is not None and "3" in split.reason and "\n" not in split.reason
-
-
-def test_the_pareto_front_is_what_nothing_beats() -> None:
-    x, y = np.array([1.0, 2.0, 3.0, 2.0, 1.0]), np.array([3.0, 2.0, 2.5, 2.0, 4.0])
-    assert front_of(x, y).tolist() == [True, True, False, True, False]
 
 
 def test_the_figure_names_the_candidates_and_their_front(small: tuple[CapacityPlan, Answer]) -> None:

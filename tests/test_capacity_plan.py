@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from capacity_plans import plan
 
-from analysis.capacity.plan import PRICE, read_plan
+from analysis.capacity.plan_file import PRICE, read_plan
 from analysis.capacity.workload import day_rates, lognormal_tokens, workload_of
 from loadgen.errors import ConfigError
 
@@ -48,6 +48,11 @@ def said(text: str, tmp_path: Path, given: Any = ()) -> str:
             "rate_rps: 13",
             "rate_rps: 13\n  mean_rps: 2",
             "plan.yaml:2 traffic: expected exactly one of rate_rps",
+        ),
+        (
+            "prompt_tokens: 1300",
+            f"prompt_tokens: {10**12}",
+            "lengths.prompt_tokens: expected <= 1000000000, got 1000000000000",
         ),
         ("rate_rps: 13", "day: [1, 2]", "plan.yaml:3 traffic.day: expected at least 24 entries, got [1, 2]"),
         (
@@ -100,6 +105,14 @@ def said(text: str, tmp_path: Path, given: Any = ()) -> str:
             "price_per_gpu_h: {l40: 1}\nmodel:",
             "plan.yaml:1 price_per_gpu_h.l40: expected one of h100-sxm",
         ),
+        ("model:", "grid: -3\nmodel:", "plan.yaml:1 grid: expected g CO2e per kWh, or one of NO, CH"),
+        ("rate_rps: 13", "rate_rps: 1e300", "plan.yaml:3 traffic.rate_rps: expected <= 1e+09, got 1e+300"),
+        ("prompt_tokens: 1300", "prompt_tokens: 0", "plan.yaml:5 lengths.prompt_tokens: expected > 0, got 0"),
+        (
+            "ttft_s: 0.5",
+            "ttft_s: 0.5\n  percentile: 0.95",
+            "plan.yaml:9 slo.percentile: expected percent, such as 95, got 0.95",
+        ),
         ("model:", "headroom: 1\nmodel:", "plan.yaml:1 headroom: expected < 1, got 1"),
         (
             "model:",
@@ -145,7 +158,7 @@ def test_shipped_plans_are_found_by_name_and_read(name: str) -> None:
 
 
 def test_an_unknown_plan_names_the_near_shipped_one() -> None:
-    with pytest.raises(ConfigError, match=r"no shipped plan; did you mean 'chat_day.yaml'\?"):
+    with pytest.raises(ConfigError, match=r"no shipped plan; did you mean 'chat_day'\?"):
         read_plan(Path("chatday.yaml"))
 
 
@@ -218,6 +231,14 @@ def test_a_trace_gives_rates_by_bin_and_its_own_gaps_and_lengths(tmp_path: Path)
     gaps_s = np.diff(jobs.demand_s)
     assert gaps_s.mean() == pytest.approx(1 / own_rps, rel=0.05)
     assert gaps_s.std() / gaps_s.mean() < 0.35
+
+
+def test_bins_without_number_are_refused(tmp_path: Path) -> None:
+    rows = [f"2023-11-16 18:00:{s:02d}.0000000,100,7" for s in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    for bin_s in (1e-320, 1e-9):
+        with pytest.raises(ConfigError, match=r"traffic\.bin_s: expected >= 0\.0003"):
+            workload_of(plan({**TRACED, "traffic.trace": tmp_path / "t.csv", "traffic.bin_s": bin_s}))
 
 
 @pytest.mark.parametrize("copies", [0.01, 0.4, 3.0, 3.5])

@@ -143,7 +143,7 @@ def test_a_reply_of_one_token_keeps_any_tpot_and_what_is_refused_keeps_nothing()
     asked = plan({"lengths.output_tokens": 1, "slo.tpot_s": 1e-9, "server.max_concurrent_requests": 1})
     one = replica(asked)
     served = one.serve(40.0, 300, 1)
-    fared = judge(served, asked.slo, 40.0)
+    fared = judge(served, asked.slo, 40.0, 131_072)
     assert fared.refused == int((~served.ok).sum()) > 0
     assert fared.late["tpot"] == 0
     assert fared.good == 300 - fared.refused
@@ -163,7 +163,16 @@ def test_a_limit_that_a_lone_request_breaks_is_named_with_its_value() -> None:
 def test_requests_longer_than_the_server_takes_are_the_reason() -> None:
     one = replica(plan({"lengths.prompt_tokens": 200_000}))
     assert search(one) is None
-    assert "requests are refused: longer than 131072 tokens together" in lone(one)
+    assert "requests are refused or cut short: longer than 131,072 tokens together" in lone(one)
+
+
+def test_a_reply_that_the_server_cuts_short_is_not_good() -> None:
+    keys = {"model": "qwen2.5-0.5b", "lengths.output_tokens": 40_000, "slo.tpot_s": None}
+    one = replica(plan(keys))
+    assert search(one) is None
+    fared = one.fare(1e-3, 20, 1)
+    assert one.serve(1e-3, 20, 1).ok.all() and fared.good == 0 and fared.refused == 20
+    assert "longer than 32,768 tokens together" in lone(one)
 
 
 @pytest.mark.parametrize("start", [0.01, 3.0, 8.0, 90.0])

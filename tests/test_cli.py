@@ -111,6 +111,10 @@ def test_a_reader_that_leaves_changes_no_exit_status(form: list[str]) -> None:
         (["run", "fixed_50ms", "--reqest-rate=5"], "did you mean '--request-rate'?"),
         (["run", "fixed_50ms", "--request-rate", "fast"], "--request-rate: invalid float value: 'fast'"),
         (["check", "fixed_50ms", "--duration", "1e12"], "load: more than 10,000,000 requests"),
+        (["check", "fixed_50ms", "--set", "prompts.max_new_tokens=0"], "got 0"),
+        (["check", "fixed_50ms", "--gpu", "h100-smx"], "server.gpu: expected one of h100-sxm"),
+        (["check", "fixed_50ms", "--model", "llama-3.1-70b"], "weights 141.1 GB"),
+        (["capacity", "chat_day", "--figure", "f.txt"], "--figure: expected a file that ends in .svg"),
         (["serve", "--port", "65536"], "expected a whole number from 0 to 65535"),
         (["serve", "--max-concurrent-requests", "0"], "expected a whole number >= 1"),
         (["check", "fixed_50ms", "--set", "load=fixed"], "expected"),
@@ -155,6 +159,18 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and "fixed_50ms" in out and "--request-rate" in out and "LOADGEN_API_KEY" in out
 
 
+THEORIES = ("llm", "step", "video", "thresholds", "errata")
+
+
+@pytest.mark.parametrize(
+    "words", [*((verb,) for verb in cli.GO if " " not in verb), *zip(("theory",) * 5, THEORIES, strict=True)]
+)
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    """Found: a bare % in the text of a flag ended in a traceback of argparse."""
+    status, out, _ = loadgen(capsys, *words, "--help")
+    assert status == 0 and out.startswith(f"usage: loadgen {' '.join(words)}") and "%(" not in out
+
+
 def test_ctrl_c_keeps_the_data_and_exits_130(tmp_path: Path) -> None:
     words = ("run", "fixed_50ms", "--clock", "real", "--set", "power.baseline_s=0", "--set")
     process = start(*words, "load.warmup_requests=1", "--output-dir", tmp_path)
@@ -184,9 +200,10 @@ def test_after_kill_9_the_files_are_readable_and_the_summary_counts_the_missing(
 
 @pytest.fixture
 def server() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = start("serve", "--port", 0)
+    process = start("serve", "--port", 0, "--power-cap-w", 200)
     assert process.stderr is not None
-    line = process.stderr.readline()
+    note, line = process.stderr.readline(), process.stderr.readline()
+    assert "note: " in note and "200 W cannot always be held" in note
     url = next(word for word in line.split() if word.startswith("http://"))
     yield process, url
     process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from embedded_runs import POWER, SERVER, run
 from engines import sequence
+from rich.console import Console
 
-from analysis import floor
+from analysis import floor, served
 from analysis.lint.view import verdict_of
 from analysis.run import load_run
+from analysis.show import header
+from analysis.summary import summarize
 from loadgen.errors import ConfigError
 from loadgen.launch import Hardware, Launch
 from loadgen.physics.boards import GPUS
@@ -311,7 +315,11 @@ def test_a_run_at_a_lower_clock_is_judged_by_the_board_at_that_clock(
     made = load_run(run(scenario, tmp_path))
     cap_w = hardware.get("power_cap_w", 700.0)
     assert [row["power_limit_w"] for row in made.manifest["gpus"]] == [cap_w]
-    board = floor.gpu_of(made)
+    text = io.StringIO()
+    header(summarize(made), Console(file=text, width=200))
+    told = {"power_cap_w": f"h100-sxm, power cap {cap_w:g} W,", "sm_clock_mhz": "SM clock 1200 MHz,"}
+    assert all((words in text.getvalue()) == (key in hardware) for key, words in told.items())
+    board = served.gpu_of(made)
     bound = floor.physical_floor(made, 12.0, 1)
     free = floor.physical_floor(
         replace(made, manifest=made.manifest | {"scenario": {"server": {"hardware": {}}}}), 12.0, 1

@@ -19,7 +19,7 @@ from analysis.compare.table import render
 from analysis.compare.view import as_object, report
 from analysis.figures.files import write_forest
 from analysis.run import Run
-from loadgen.errors import RunDirError
+from loadgen.errors import ConfigError, RunDirError
 from loadgen.types import Estimate
 from loadgen.verbs.compare import add_verb
 
@@ -143,7 +143,7 @@ def test_the_figure_is_drawn_or_the_reason_given(found: Comparison, tmp_path: Pa
     pytest.importorskip("matplotlib")
     write_forest(found, "energy_per_request_j", tmp_path / "f.svg")
     assert "<svg" in (tmp_path / "f.svg").read_text()
-    with pytest.raises(CompareError, match="--metric: expected one of energy_per_request_j, "):
+    with pytest.raises(ConfigError, match="--metric: expected one of energy_per_request_j, "):
         write_forest(found, "energy", tmp_path / "f.svg")
-    with pytest.raises(CompareError, match="cannot write"):
+    with pytest.raises(ConfigError, match="cannot write"):
         write_forest(found, "energy_per_request_j", tmp_path / "no" / "f.svg")

@@ -70,6 +70,46 @@ def test_it_steps_as_drive_does() -> None:
     assert served.idle_j == pytest.approx(idle_w * (served.end_s - served.busy_s), rel=1e-9)
 
 
+@pytest.mark.parametrize("load", [{"rate_rps": 25.0, "max_in_flight": 6}, {"pattern": "all_at_once"}])
+def test_bursts_and_freed_slots_wait_for_a_step_as_over_http(load: dict[str, object], tmp_path: Path) -> None:
+    """What a client sends on an answer, or beside others at one instant, comes when a step has begun."""
+    path = embedded_runs.run(
+        {
+            "name": "waiting",
+            "server": {**SERVER, "launcher": {"prefix_caching": False}},
+            "load": {"pattern": "poisson", "requests": 40, "warmup_requests": 0} | load,
+            "prompts": {"source": "synthetic", "max_new_tokens": 20},
+            "power": {"interval_s": 0.1, "baseline_s": 0},
+        },
+        tmp_path,
+    )
+    scenario = load_scenario(tmp_path / "waiting.yaml")
+    planned = build(scenario)
+    served = simulate(
+        Deployment(scenario.server.launch(scenario.seed)),
+        jobs_of(planned.measured, exact_lengths=planned.exact_lengths),
+    )
+    requests = analysis.load(path).requests.sort_values("id")
+    for name in ("sent_s", "first_s", "done_s"):
+        assert np.abs(getattr(served, name) - requests[name].to_numpy()).max() < 2e-6
+
+
+def test_a_burst_begins_with_its_first_request() -> None:
+    served = simulate(DEPLOYMENT, jobs(np.zeros(3)))
+    alone_s, beside_s = (
+        DEPLOYMENT.step_model.step(
+            prefill_tokens=n * 800,
+            prefill_pairs=n * 800 * 801 // 2,
+            prefill_span_tokens=n * 800,
+            decode_rows=rows,
+            decode_context_tokens=rows * 800,
+            emitting_rows=n + rows,
+        ).duration_s
+        for n, rows in ((1, 0), (2, 1))
+    )
+    assert served.first_s.tolist() == pytest.approx([alone_s, alone_s + beside_s, alone_s + beside_s])
+
+
 def test_one_slot_is_a_queue_of_one_server() -> None:
     """M/D/1: mean wait rho s / (2 (1 - rho)) (Pollaczek and Khinchine)."""
     alone_s = float(simulate(DEPLOYMENT, jobs(np.zeros(1))).done_s[0])

@@ -213,10 +213,10 @@ def test_relations(stated: float, relation: Relation, computed: float, tolerance
 # --- forms ---
 
 
-def test_json_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_every_entry_with_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["theory", "errata", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [Erratum.from_dict(entry) for entry in found["errata"]] == list(all_errata())
+    assert [entry["id"] for entry in found["errata"]] == [erratum.id for erratum in all_errata()]
     assert sum(found["verdicts"].values()) == len(found["errata"]) == len(ERRATA)
     (lamp,) = (entry for entry in found["errata"] if entry["id"] == "A28")
     assert lamp["verdict"] == "reproduces" and lamp["decided"] == "by numbers"

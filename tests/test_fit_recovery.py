@@ -14,8 +14,9 @@ from rich.console import Console
 from analysis.attribution import Attribution
 from analysis.attribution.shapley import truth
 from analysis.figures.files import write_residuals
-from analysis.fit import FitError, Model, file, fit, view
+from analysis.fit import Model, file, fit, view
 from analysis.run import Run, load_run
+from loadgen.errors import ConfigError
 from loadgen.launch import Launch
 from loadgen.rundir import read_steps
 from loadgen.server.deployment import Deployment
@@ -223,7 +224,7 @@ def test_a_report_writes_the_model_and_a_figure_a_fit(
     drawn = write_residuals(few, tmp_path / "residuals.svg")
     assert {path.name for path in drawn} == {"residuals-t_prefill.svg", "residuals-t_decode.svg"}
     assert set(tmp_path.glob("*.svg")) == set(drawn)
-    with pytest.raises(FitError, match="nothing to draw"):
+    with pytest.raises(ConfigError, match="nothing to draw"):
         write_residuals(replace(many, fitted=()), tmp_path / "none.svg")
 
 

@@ -237,7 +237,7 @@ def test_unknown_names_are_refused_with_the_near_one() -> None:
     meant = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "dtype": "bfloat16"}
     for field, value in names.items():
         near = meant[field]
-        with pytest.raises(ConfigError, match=rf"server\.{field}: expected one of .*did you mean {near}"):
+        with pytest.raises(ConfigError, match=rf"server\.{field}: expected one of .*did you mean '{near}'"):
             Deployment(Launch(**{field: value}))
     with pytest.raises(CapacityError, match=r"KV cache|GB >"):
         Deployment(Launch(gpu="l4", model="qwen2.5-14b"))

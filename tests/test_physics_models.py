@@ -240,6 +240,12 @@ def test_an_unlisted_kind_is_read_as_llama_if_its_mlp_is_gated(tmp_path: Path) -
     assert model.parameters == PUBLISHED["TinyLlama-1.1B"][0]
 
 
+def test_an_unlisted_kind_that_does_not_say_has_tied_heads_as_in_transformers(tmp_path: Path) -> None:
+    new = {"model_type": "brandnew", "architectures": ["NewForCausalLM"], "hidden_act": "silu"}
+    assert read_config(config(tmp_path, **new, tie_word_embeddings=None)).tied_embeddings
+    assert not read_config(config(tmp_path, tie_word_embeddings=None)).tied_embeddings
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -286,6 +292,11 @@ def test_an_unlisted_kind_is_read_as_llama_if_its_mlp_is_gated(tmp_path: Path) -
             ("layer_types", "full_attention, sliding_attention or chunked_attention", '"conv"'),
         ),
         ({"layer_types": "full"}, ("layer_types", 'got "full"')),
+        ({"layer_types": ["full_attention"] * 3}, ("layer_types", "one a layer, 22", '"full_attention"]')),
+        ({"hidden_size": 10**400}, ("hidden_size", "at most 1,000,000,000", "0...")),
+        ({"n_routed_experts": 64}, ("n_routed_experts", "num_local_experts", "got 64")),
+        ({"moe_num_experts": 64}, ("moe_num_experts", "num_experts", "got 64")),
+        ({"intermediate_size_mlp": 16384}, ("intermediate_size_mlp", "a mix of dense", "got 16384")),
         (
             {"num_local_experts": 8, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2},
             ("interleave_moe_layer_step", "got 2"),
@@ -307,7 +318,14 @@ def test_a_config_that_does_not_fit_is_refused_by_key_and_value(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), (b"{", "expected JSON"), (b"\xff", "expected JSON"), (b"[]", "got list")],
+    [
+        (None, "cannot be read"),
+        (b"{", "expected JSON"),
+        (b"\xff", "expected JSON"),
+        (b"[]", "got list"),
+        (b'{"hidden_size": ' + b"1" * 5000 + b"}", "expected JSON"),
+        (b"[" * 100_000, "expected JSON"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"

@@ -8,22 +8,16 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from loadgen.config import read_yaml
 from loadgen.emulation import constant_lengths, simulate
 from loadgen.emulation.jobs import Jobs
 from loadgen.errors import ConfigError
 from loadgen.launch import Launch
 from loadgen.physics.boards import GPUS
 from loadgen.physics.hardware import Efficiency
-from loadgen.physics.profile import (
-    Fitted,
-    Profile,
-    as_json,
-    find_board,
-    profile_of,
-    read_profile,
-    relative_uncertainty,
-    write_profile,
-)
+from loadgen.physics.profile import Fitted, Profile, relative_uncertainty
+from loadgen.physics.profile_file import as_object, find_board, profile_of, read_profile, write_profile
+from loadgen.scenario_file import load_scenario, validate
 from loadgen.server.deployment import Deployment
 
 H100 = Profile(GPUS["h100-sxm"], Efficiency(), "h100-sxm")
@@ -46,7 +40,7 @@ def test_what_is_written_is_read(profile, tmp_path):
 
 
 def test_every_constant_of_a_board_stands_in_the_file_with_its_origin():
-    told = as_json(calibrated())
+    told = as_object(calibrated())
     numeric = {f.name for f in fields(H100.gpu)} - {"id", "name", "sources", "uncertainty"}
     assert set(told["gpu"]) == numeric
     assert set(told["efficiency"]) == {f.name for f in fields(Efficiency)} - {"sources", "uncertainty"}
@@ -90,7 +84,7 @@ def test_an_unknown_board_is_refused_with_the_near_one():
         find_board("h100-sxn", place="--gpu")
     text = str(refused.value)
     assert text.startswith("--gpu: expected one of h100-sxm,")
-    assert text.endswith("got h100-sxn (did you mean h100-sxm?)")
+    assert text.endswith("got h100-sxn; did you mean 'h100-sxm'?")
     assert "\n" not in text
 
 
@@ -127,9 +121,9 @@ def constant(value, **keys):
     [
         ({"kind": "loadgen-model"}, 'kind: expected loadgen-hardware-profile, got "loadgen-model"'),
         ({"schema": 2}, "schema: expected 1, what this version reads, got 2"),
-        ({"base": "h100-sxn"}, "(did you mean h100-sxm?)"),
+        ({"base": "h100-sxn"}, "; did you mean 'h100-sxm'?"),
         ({"base": "l4", "gpus": {}}, "gpus: expected one of schema, kind"),
-        ({"base": "l4", "gpu": {"tpd_w": constant(3)}}, "(did you mean tdp_w?)"),
+        ({"base": "l4", "gpu": {"tpd_w": constant(3)}}, "; did you mean 'tdp_w'?"),
         (
             {"base": "l4", "gpu": {"tdp_w": 300}},
             "gpu.tdp_w: expected an object with value and source, got 300",
@@ -140,6 +134,7 @@ def constant(value, **keys):
             "gpu.tdp_w.value: expected a number above 0, got -1",
         ),
         ({"base": "l4", "gpu": {"tdp_w": constant(True)}}, "expected a number above 0, got true"),
+        ({"base": "l4", "gpu": {"tdp_w": constant(10**400)}}, "expected a number above 0, got 1000000"),
         ({"base": "l4", "gpu": {"active_w": constant(99.0)}}, "gpu.active_w: expected at most gpu.tdp_w, 72"),
         ({"base": "l4", "gpu": {"peak_flop_per_s": constant({})}}, "an object of rates by number format"),
         (
@@ -177,7 +172,7 @@ def test_a_profile_that_cannot_be_used_is_refused_in_one_line(keys, said, tmp_pa
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": NaN}', ""])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": NaN}', "", "[" * 100_000])
 def test_a_file_that_is_no_json_object_is_refused(text, tmp_path):
     file = tmp_path / "p.json"
     file.write_text(text)
@@ -190,3 +185,16 @@ def test_a_missing_file_is_named(tmp_path):
         find_board(str(tmp_path / "none.json"))
     with pytest.raises(ConfigError, match="cannot be written"):
         write_profile(tmp_path / "no" / "p.json", H100)
+
+
+def test_a_scenario_names_a_profile_beside_it(tmp_path, monkeypatch):
+    """Paths of a file count from it, wherever one stands; a flag's from where one stands."""
+    write_profile(tmp_path / "mine.json", profile_of("l4"))
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\nserver: {gpu: mine.json}\nload: {pattern: all_at_once, requests: 1}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_scenario(file).server.gpu == str(tmp_path / "mine.json")
+    flagged = read_yaml(file)
+    flagged.assign("server.gpu", "mine.json", "--set server.gpu")
+    assert validate(flagged, tmp_path).server.gpu == "mine.json"

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from loadgen import overrides
+from loadgen import overrides, shipped
 from loadgen.config import read_yaml
 from loadgen.errors import ConfigError
 from loadgen.scenario import Scenario
-from loadgen.scenario_file import find_scenario, load_scenario, shipped_scenarios, validate
+from loadgen.scenario_file import load_scenario, validate
 
 GOOD = """\
 name: t
@@ -92,6 +92,7 @@ def test_a_good_file_gives_what_it_says(file: Path) -> None:
         ("source: synthetic", "source: trace", ":9 prompts: expected a trace file *"),
         ("seed: 0", "seed: 0\nseed: 1", ":3 seed: given twice (first on line 2)"),
         ("seed: 0", "seed: [", "* not valid YAML: *"),
+        ("seed: 0", f"seed: {10**30}", ":2: not valid YAML: an integer of more than 63 bits"),
     ],
 )
 def test_each_mistake_is_one_line_with_place_key_value_and_expectation(
@@ -228,21 +229,21 @@ def test_paths_count_from_the_file_unless_a_flag_gave_them(
 
 
 def test_shipped_scenarios_are_found_by_name_and_say_their_question() -> None:
-    names = {path.stem for path in shipped_scenarios()}
+    names = {path.stem for path in shipped.shipped("scenario")}
     assert {"fixed_50ms", "gate_2s", "azure_conversation", "random_script_coded"} <= names
-    assert find_scenario("fixed_50ms").name == "fixed_50ms.yaml"
-    for path in shipped_scenarios():
+    assert shipped.find("fixed_50ms", "scenario").name == "fixed_50ms.yaml"
+    for path in shipped.shipped("scenario"):
         head = path.read_text().splitlines()[:2]
         assert head[0].startswith("# Question: ") and head[1].startswith("# Takes:"), path
         if path.stem != "azure_conversation":
             assert load_scenario(path).name == path.stem
-    with pytest.raises(ConfigError, match=r"did you mean 'fixed_50ms\.yaml'"):
-        find_scenario("fixed_5ms.yaml")
+    with pytest.raises(ConfigError, match=r"did you mean 'fixed_50ms'"):
+        shipped.find("fixed_5ms.yaml", "scenario")
 
 
 def test_fixed_50ms_is_the_contract() -> None:
-    scenario = load_scenario(find_scenario("scenarios/fixed_50ms.yaml"))
-    tree = read_yaml(find_scenario("fixed_50ms")).data
+    scenario = load_scenario(shipped.find("scenarios/fixed_50ms.yaml", "scenario"))
+    tree = read_yaml(shipped.find("fixed_50ms", "scenario")).data
     assert scenario.seed == 1
     assert tree["server"] == {"model": "llama-3.1-8b", "gpu": "h100-sxm", "dtype": "bfloat16"}
     assert tree["load"] == {

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from loadgen import arrivals as a
-from loadgen import overrides
+from loadgen import overrides, shipped
 from loadgen.config import read_yaml
 from loadgen.errors import ConfigError
 from loadgen.plan import build
 from loadgen.scenario import Scenario
-from loadgen.scenario_file import find_scenario, load_scenario, validate
+from loadgen.scenario_file import load_scenario, validate
 from loadgen.scenario_load import LOADS
 from loadgen.shaping import Gate, NoShaping, Throttle, TokenBucket
 from loadgen.types import ArrivalProcess, ShapingPolicy
@@ -198,7 +198,7 @@ def test_each_mistake_in_shaping_is_one_line(tmp_path: Path, shaping: str, said:
 def flagged(name: str, *flags: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     overrides.add_flags(parser)
-    path = find_scenario(name)
+    path = shipped.find(name, "scenario")
     tree = read_yaml(path)
     overrides.apply(tree, parser.parse_args(flags))
     return validate(tree, path.parent).load.model_dump()
@@ -222,7 +222,7 @@ def test_a_pattern_change_keeps_the_mean_rate_of_the_new_patterns() -> None:
     [("ramp", 10.5, 0), ("sine_day", 4, 0), ("on_off", 2, 0), ("token_bucket", 2, 1)],
 )
 def test_the_shipped_scenarios_offer_what_they_say(name: str, mean_rps: float, held: int) -> None:
-    made = load_scenario(find_scenario(name))
+    made = load_scenario(shipped.find(name, "scenario"))
     duration_s = made.load.duration_s
     assert duration_s is not None
     arrivals = build(made).measured.arrivals

@@ -341,7 +341,7 @@ def test_limits_are_those_tgi_derives() -> None:
 
 
 def test_configuration_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"server\.gpu: expected one of .*did you mean h100-sxm"):
+    with pytest.raises(ConfigError, match=r"server\.gpu: expected one of .*did you mean 'h100-sxm'"):
         make(gpu="h100-smx")
     with pytest.raises(ConfigError, match=r"server\.dtype"):
         make(dtype="fp9")

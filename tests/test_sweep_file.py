@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from loadgen.config import Tree
 from loadgen.errors import ConfigError
+from loadgen.shipped import find, shipped
 from loadgen.sweep import axes
 from loadgen.sweep.axes import Level
 from loadgen.sweep.base import put
-from loadgen.sweep.shipped import find_sweep, shipped_sweeps
 from loadgen.sweep.sweep_file import Sweep, read_sweep
 
 BASE: dict[str, Any] = {
@@ -74,6 +74,8 @@ def test_axes_that_do_not_fit_together_are_refused() -> None:
     one, two = axes.grid(levels({"a": 1}))[0], axes.grid(levels({"b": 1}))[0]
     with pytest.raises(ConfigError, match="the same keys in every point"):
         axes.listed([one, two])
+    with pytest.raises(ConfigError, match=r"in every point \(a\), got None in point 1"):
+        axes.listed([one, {None: one["a"]}])  # type: ignore[dict-item]  # a YAML key of "~"
 
 
 def test_a_section_of_another_kind_loses_the_keys_of_the_old_one_and_keeps_the_shared() -> None:
@@ -198,6 +200,10 @@ BAD = {
         {"set": {"load": {"pattern": "all_at_once"}}, "axes": [{"grid": {"mean_gap_s": [1]}}]},
         r"load\.pattern: expected a load with gaps",
     ),
+    "a pace of one request": (
+        {"set": {"load.requests": 1}, "axes": [{"grid": {"mean_gap_s": [1]}}]},
+        r"s\.yaml:\d+ load\.requests: expected >= 2 where a mean gap or rate is set, got 1",
+    ),
     "a real server": (
         {"set": {"server.url": "http://h:1"}},
         r"server\.url: expected none \(a sweep is simulated\)",
@@ -223,6 +229,15 @@ def test_a_mistake_is_one_line_that_says_where_and_what(name: str, tmp_path: Pat
     assert len(said.splitlines()) == 1 and "Traceback" not in said
 
 
+def test_a_key_that_a_level_lacks_is_missed_where_the_level_stands(tmp_path: Path) -> None:
+    axis = {"grid": {"load": [{"pattern": "ramp", "start_rps": 1, "duration_s": 5}]}}
+    with pytest.raises(ConfigError) as caught:
+        sweep(tmp_path, axes=[axis])
+    text = (tmp_path / "s.yaml").read_text().splitlines()
+    line = 1 + next(k for k, words in enumerate(text) if "pattern: ramp" in words)
+    assert f"s.yaml:{line} load.end_rps: missing" in str(caught.value)
+
+
 def test_an_override_of_an_axis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set seed: expected a key that is no axis"):
         sweep(tmp_path, "seed=3")
@@ -230,15 +245,15 @@ def test_an_override_of_an_axis_is_refused(tmp_path: Path) -> None:
         sweep(tmp_path, "seed")
 
 
-@pytest.mark.parametrize("path", shipped_sweeps(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped("sweep"), ids=lambda path: path.stem)
 def test_every_shipped_sweep_says_what_it_asks_and_is_right(path: Path) -> None:
     found = read_sweep(path)
     text = path.read_text()
     assert text.startswith("# Question: ") and "\n# Takes:    " in text
-    assert found.sheet.name == path.stem and find_sweep(path.stem) == path
+    assert found.sheet.name == path.stem and find(path.stem, "sweep") == path
     assert found.sheet.compare is not None and found.sheet.figures
 
 
 def test_an_unknown_sweep_names_the_near_one() -> None:
     with pytest.raises(ConfigError, match=r"no shipped sweep; did you mean 'arrival_shaping'"):
-        find_sweep("arival_shaping")
+        find("arival_shaping", "sweep")

@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from analysis.figures.files import write_sweep_figures
 from analysis.figures.svg import svg
-from analysis.figures.sweeps import sweep_figure, write_figures
-from analysis.sweeps import front, study
+from analysis.figures.sweeps import sweep_figure
+from analysis.sweeps.front import pareto_front
+from analysis.sweeps.study import study
 from analysis.sweeps.view import as_object, render
 from loadgen.sweep.figures import FIGURES, Outcome, figures_of
 
@@ -65,14 +67,14 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> N
         return q[0] <= p[0] and q[1] <= p[1] and q != p
 
     kept = [k for k, p in enumerate(points) if not any(beats(q, p) for q in points)]
-    found = front(points)
+    found = pareto_front(points)
     assert sorted(found) == kept and len(set(found)) == len(found)
     assert [points[k][0] for k in found] == sorted(points[k][0] for k in found)
 
 
 def test_a_point_without_a_value_is_on_no_front() -> None:
-    assert front([(math.nan, 1.0), (2.0, math.nan), (3.0, 3.0)]) == [2]
-    assert front([]) == []
+    assert pareto_front([(math.nan, 1.0), (2.0, math.nan), (3.0, 3.0)]) == [2]
+    assert pareto_front([]) == []
 
 
 def test_cells_are_means_over_seeds_with_students_interval() -> None:
@@ -190,6 +192,15 @@ def test_the_table_cuts_nothing_off_and_names_its_label() -> None:
     assert told["cells"][0]["figures"][J]["unit"] == "J"
 
 
+def test_counts_are_told_with_what_they_are_of_and_equal_seeds_with_the_reason() -> None:
+    rows = [row(k, {"load": "on_off", "seed": k}, requests=3000, ok=2994, **{J: 5.0}) for k in range(3)]
+    text = " ".join(shown(study(rows, manifest("load", "seed", points=3), {})).split())
+    assert "2,994" in text and "served of 3,000 requests a point" in text
+    assert "0 %: nothing in these points depends on the seed" in text
+    drawn = " ".join(shown(study(made(5), manifest("load", "gap", "seed", points=20, draws=5), {})).split())
+    assert "of draws: least to greatest of 5 draws" in drawn and "depends on the seed" not in drawn
+
+
 PLOT = {"x": "gap", "y": J, "series": "load", "log": ["x", "y"], "relative": False, "where": {}}
 
 
@@ -213,6 +224,6 @@ def test_figures_are_drawn_and_say_what_they_are_of(changes: dict[str, Any], wor
 
 def test_a_figure_of_nothing_is_a_note(tmp_path: Path) -> None:
     found = study(made(), manifest("load", "gap", "seed", points=20), WANTED)
-    notes = write_figures(found, [PLOT | {"y": "goodput_share"}, PLOT], tmp_path)
+    notes = write_sweep_figures(found, [PLOT | {"y": "goodput_share"}, PLOT], tmp_path)
     assert notes == ["no figure of goodput_share over gap: no point has both"]
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png", ".svg"]

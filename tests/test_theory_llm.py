@@ -268,7 +268,7 @@ def test_the_verb_answers_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = orjson.loads(capsys.readouterr().out)
     assert found["prefill_s"] == pytest.approx(3.991320e-1, rel=1e-6)
     assert found["decode_s"] == pytest.approx(1.038248, rel=1e-6)
-    assert found["total_s"] == found["prefill_s"] + found["decode_s"]
+    assert found["total_s"] == found["prefill_s"] + found["decode_s"] and found["label"] == "estimated"
     for phase, passes in (("prefill", 1), ("decode", 51)):
         rows = found["operations"][phase]
         assert sum(row["time_s"] for row in rows) == pytest.approx(found[f"{phase}_s"], rel=1e-12)

@@ -28,7 +28,8 @@ from loadgen.physics.breakdown import (
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
 from loadgen.physics.models import MODELS, Transformer, transformer_from
-from loadgen.physics.profile import Profile, write_profile
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import write_profile
 from loadgen.physics.transformer import StepModel
 from loadgen.verbs import theory_step
 
@@ -326,7 +327,7 @@ def test_a_profile_and_a_config_are_taken(talk: Talk, tmp_path: Path) -> None:
         (["--request", "5,5", "--decode", "1x1"], "--request is a whole batch by itself"),
         (["--decode", "1x1", "--batch", "2"], "--batch is of --request"),
         (["--prefill", "5x3", "--emitting", "4"], "--emitting: expected at most the 3 sequences"),
-        (["--decode", "1x1", "--gpu", "h100"], r"--gpu: expected one of .*did you mean h100-sxm"),
+        (["--decode", "1x1", "--gpu", "h100"], r"--gpu: expected one of .*did you mean 'h100-sxm'"),
         (["--decode", "1x1", "--model", "llama-3-8b"], r"model: .*config.json, got llama-3-8b; did you mean"),
         (["--decode", "1x1", "--dtype", "bf16"], "dtype: expected one of .*got bf16"),
         (["--decode", "1x1", "--dtype", "fp8", "--gpu", "none.json"], "none.json: cannot be read"),

@@ -43,8 +43,8 @@ from analysis.attribution.chunks import by_durations
 from analysis.attribution.slices import Pieces, cut, slice_edges
 from analysis.attribution.weights import Weights, linear_weights, row_terms, weights_of
 from analysis.energy import Label, Part
-from analysis.floor import gpu_of
 from analysis.run import Run
+from analysis.served import gpu_of
 from loadgen.errors import LoadgenError
 from loadgen.types import Floats
 

@@ -33,19 +33,16 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.attribution.activity import Activity
-from analysis.floor import gpu_of, model_of
 from analysis.run import Run
+from analysis.served import board_of, graph_rows, model_of
 from loadgen.errors import ConfigError
 from loadgen.physics.formats import DTYPES
-from loadgen.physics.hardware import Efficiency
 from loadgen.physics.transformer import StepModel
 from loadgen.types import Floats
 
 Matrix = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-VLLM_GRAPH_ROWS = 512
-"""Decode rows up to which vLLM V1 captures CUDA graphs when not told."""
 _BATCH_ROWS, _CONTEXT_TOKENS, _PROMPTS_TOKENS = 32, 2000, (1024, 2048)
 """The steps a tariff is taken from."""
 
@@ -142,16 +139,16 @@ def from_physics(model: StepModel, idle_w: float) -> Weights:
 
 
 def weights_of(run: Run, idle_w: float) -> Weights | None:
-    """By the manifest's model, board and number format; None when one is not known.
+    """By the manifest's model, board at its locked clock and number format; None when one is not known.
 
     ``idle_w``: of one board, as measured.
     """
     server = run.manifest.get("server") or {}
-    model, gpu, dtype = model_of(run), gpu_of(run), DTYPES.get(str(server.get("dtype") or "bfloat16"))
-    if model is None or gpu is None or dtype is None:
+    model, board, dtype = model_of(run), board_of(run), DTYPES.get(str(server.get("dtype") or "bfloat16"))
+    if model is None or board is None or dtype is None:
         return None
-    vllm = "vllm" in (server.get("kind"), server.get("scheduler"))
-    efficiency = Efficiency(graph_max_rows=VLLM_GRAPH_ROWS) if vllm else Efficiency()
+    gpu, efficiency = board
+    efficiency = replace(efficiency, graph_max_rows=graph_rows(run, efficiency))
     try:
         steps = StepModel(model, gpu, dtype, shards=int(server.get("shards") or 1), efficiency=efficiency)
     except ConfigError:

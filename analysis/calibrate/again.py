@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,14 +10,15 @@ import pandas as pd
 from pydantic import ValidationError
 
 from analysis.calibrate.rebuild import planned_of, scenario_of
-from analysis.calibrate.subject import subject_of
+from analysis.calibrate.subject import Subject, subject_of
 from analysis.run import Run
-from loadgen.config import Tree, near, parse_value
+from loadgen.config import Place, Tree, explain, parse_value
 from loadgen.emulation import Jobs, Served, jobs_of, simulate
 from loadgen.emulation.jobs import Lengths
 from loadgen.errors import ConfigError, LoadgenError
 from loadgen.launch import Hardware, Launch, Launcher
 from loadgen.physics.models import MODELS
+from loadgen.section import Section
 from loadgen.server.deployment import Deployment
 from loadgen.types import Overflow
 
@@ -49,20 +49,18 @@ def serve_again(
     ``settings``: ``launcher.KEY=VALUE`` of what a real server does not tell, as its slots. Raises
     ConfigError when model, board or number format is not known, CapacityError when they do not fit.
     """
-    launch = _launch(run, gpu, model, dtype, settings)
-    deployment = Deployment(launch)
+    subject = subject_of(run, gpu=gpu, model=model, dtype=dtype)
+    launch = _launch(run, subject, model, settings)
+    deployment = Deployment(launch, subject.base)
     rows, left_out = _requests(run)
     served = simulate(deployment, _jobs(run, rows, launch))
     return Again(served, deployment, pd.Index(rows["id"]), left_out)
 
 
-def _launch(
-    run: Run, gpu: str | None, model: str | None, dtype: str | None, settings: Sequence[str]
-) -> Launch:
+def _launch(run: Run, subject: Subject, model: str | None, settings: Sequence[str]) -> Launch:
     manifest = run.manifest
     facts = manifest.get("server") or {}
     server = scenario_of(run).server
-    subject = subject_of(run, gpu=gpu, model=model, dtype=dtype)
     launch = replace(
         server.launch(int(manifest.get("seed") or 0)),
         model=subject.model.id if subject.model.id in MODELS else str(model or facts.get("model")),
@@ -102,15 +100,18 @@ def _with_settings(launcher: Launcher, settings: Sequence[str]) -> Launcher:
             )
         tree.assign(key, parse_value(text, f"--set {key}"), "--set")
     try:
-        return Launcher.model_validate_json(json.dumps(tree.data["launcher"]))
+        return _Settings.model_validate(tree.data).launcher
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"--set launcher.{where}: no such key{near(where, Launcher.model_fields)}"
-            ) from None
-        raise ConfigError(f"--set launcher.{where}: {first['msg']}, got {first['input']!r}") from None
+        lines = explain(error.errors(include_url=False), tree, _keys_at, frozenset())
+        raise ConfigError("\n".join(lines)) from None
+
+
+class _Settings(Section):
+    launcher: Launcher
+
+
+def _keys_at(place: Place) -> dict[str, str]:
+    return dict.fromkeys(Launcher.model_fields if place else _Settings.model_fields, "a value")
 
 
 def _requests(run: Run) -> tuple[pd.DataFrame, int]:

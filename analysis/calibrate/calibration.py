@@ -14,8 +14,8 @@ from analysis.calibrate.observed import BLOCKS, Observed, observe
 from analysis.calibrate.powers import Slices, fit_powers, fit_slices
 from analysis.calibrate.subject import subject_of
 from analysis.calibrate.times import Steps, constants, fit_times, steps_of
-from analysis.floor import embedded_section
 from analysis.run import Run
+from analysis.served import embedded_section
 from loadgen.errors import ConfigError
 from loadgen.physics.profile import Fitted, Label, Profile
 from loadgen.types import Floats
@@ -59,8 +59,10 @@ def calibrate(
     ``gpu``: an id or a profile to start from, in place of what the runs name; ``model`` and ``dtype``
     likewise. Raises ConfigError in one line when that cannot be.
     """
-    for run in runs:
+    for k, run in enumerate(runs):
         _refuse(run)
+        if any(run.path.samefile(other.path) for other in runs[:k]):
+            raise ConfigError(f"calibrate: {run.path}: expected every run once, got it twice")
     subjects = [subject_of(run, gpu=gpu, model=model, dtype=dtype) for run in runs]
     first = subjects[0]
     for run, subject in zip(runs, subjects, strict=True):

@@ -2,7 +2,8 @@
 
 From client records (`analysis.attribution.activity`). Left out are steps during which requests
 were under way of which no token came, warm-up prompts of a server with a prefix cache, and those
-whose rows got more or less than one token each.
+whose rows got more or less than one token each; also two steps that a prompt may have been cut at,
+where the second alone shows a token of it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from analysis.attribution.chunks import by_durations, chunked
 from analysis.attribution.weights import from_physics
 from analysis.calibrate.rebuild import cached_tokens, scenario_of
 from analysis.calibrate.subject import Subject
-from analysis.calibrate.work import Rows, Work, work_of
+from analysis.calibrate.work import Work, work_of
 from analysis.run import Run
 from loadgen.errors import ConfigError
+from loadgen.physics.breakdown import Mix
 from loadgen.physics.transformer import StepModel
 
 Bools = npt.NDArray[np.bool_]
@@ -33,7 +35,7 @@ FEWEST = 20
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Of one run: ``did`` all its steps (S,), ``rows`` and ``work`` of them, and which may be used, (S,).
+    """Of one run: ``did`` all its steps (S,), ``work`` of them, and which may be used, (S,).
 
     ``kind``: (S,), the cell of prompt length, rows and context that a step is of; ``stretch``: (S,),
     its stretch of time. ``clear``: (S,), whether everything that the server did then was seen.
@@ -42,7 +44,6 @@ class Observed:
     run: Run
     subject: Subject
     did: Activity
-    rows: Rows
     work: Work
     usable: Bools
     clear: Bools
@@ -59,11 +60,11 @@ def observe(run: Run, subject: Subject) -> Observed:
             "calibrate with streamed replies"
         )
     did, whole = _spread(run, subject, _less_cached(run, subject, did))
-    rows = _rows(did, whole)
+    mix = _mix(did, whole)
     base = subject.base
     efficiency = replace(base.efficiency, graph_max_rows=subject.graph_rows)
-    work = work_of(rows, subject.model, base.gpu, subject.dtype, subject.shards, efficiency)
-    clear = ~_clouded(run, did)
+    work = work_of(mix, subject.model, base.gpu, subject.dtype, subject.shards, efficiency)
+    clear = ~(_clouded(run, did) | _halved(did, _budget(run, subject)))
     usable = clear & _plain(did) & (did.duration_s > 0)
     if int(usable.sum()) < FEWEST:
         raise ConfigError(
@@ -72,7 +73,7 @@ def observe(run: Run, subject: Subject) -> Observed:
         )
     count = len(did.duration_s)
     stretch = np.minimum(np.arange(count) * BLOCKS // max(count, 1), BLOCKS - 1).astype(np.int64)
-    return Observed(run, subject, did, rows, work, usable, clear, _kinds(rows), stretch)
+    return Observed(run, subject, did, work, usable, clear, _kinds(mix), stretch)
 
 
 def _less_cached(run: Run, subject: Subject, did: Activity) -> Activity:
@@ -83,7 +84,7 @@ def _less_cached(run: Run, subject: Subject, did: Activity) -> Activity:
     if not server.launcher.prefix_caching:
         return did
     launch = server.launch(int(run.manifest.get("seed") or 0))
-    saved = cached_tokens(run, replace(launch, gpu=subject.gpu))
+    saved = cached_tokens(run, launch, subject.base)
     if saved is None:
         return did
     of_request = saved.reindex(did.requests["id"]).fillna(0.0).to_numpy(dtype=np.float64)
@@ -95,22 +96,46 @@ def _less_cached(run: Run, subject: Subject, did: Activity) -> Activity:
 def _spread(run: Run, subject: Subject, did: Activity) -> tuple[Activity, Ints]:
     """With prompts spread over the steps they took, and the rows that were there before, which emit."""
     own = np.arange(len(did.step), dtype=np.int64)
-    limits = (run.manifest.get("server") or {}).get("limits") or {}
-    budget = limits.get("max_batch_prefill_tokens") if subject.embedded else None
+    budget = _budget(run, subject)
     if budget is not None:
-        return chunked(did, float(budget)), own
+        return chunked(did, budget), own
     base = subject.base
     efficiency = replace(base.efficiency, graph_max_rows=subject.graph_rows)
     steps = StepModel(subject.model, base.gpu, subject.dtype, shards=subject.shards, efficiency=efficiency)
     return by_durations(did, from_physics(steps, base.gpu.context_idle_w)), own
 
 
-def _rows(did: Activity, whole: Ints) -> Rows:
+def _budget(run: Run, subject: Subject) -> float | None:
+    """Tokens a forward as the embedded server says; None of others."""
+    limits = (run.manifest.get("server") or {}).get("limits") or {}
+    budget = limits.get("max_batch_prefill_tokens") if subject.embedded else None
+    return None if budget is None else float(budget)
+
+
+def _halved(did: Activity, budget: float | None) -> Bools:
+    """Pairs of steps, (S,), that may share a prompt of which only the second shows a token.
+
+    The first took prompts and had less room left than the one that waited, which then filled it.
+    """
+    found: Bools = np.zeros(len(did.end_s), dtype=np.bool_)
+    ends = np.flatnonzero((did.prefill_tokens > 0) & (did.step > 0))
+    if budget is None or not len(ends):
+        return found
+    taken = did.per_step(did.prefill_tokens)
+    room = budget - did.per_step((did.prefill_tokens == 0).astype(np.float64)) - taken
+    before = did.step[ends] - 1
+    waited = did.requests["sent_s"].to_numpy(dtype=np.float64)[did.request[ends]] <= did.start_s[before]
+    cut = waited & (taken[before] > 0) & (room[before] > 0) & (did.prefill_tokens[ends] > room[before])
+    found[before[cut]] = found[did.step[ends[cut]]] = True
+    return found
+
+
+def _mix(did: Activity, whole: Ints) -> Mix:
     new, before = did.prefill_tokens, did.context_tokens
     fills = new > 0
     emits = np.zeros(len(did.step))
     emits[whole] = 1.0
-    return Rows(
+    return Mix(
         prefill_tokens=did.per_step(new),
         prefill_pairs=did.per_step(np.where(fills, new * before + new * (new + 1.0) / 2.0, 0.0)),
         prefill_span_tokens=did.per_step(np.where(fills, new + before, 0.0)),
@@ -142,13 +167,14 @@ def _plain(did: Activity) -> Bools:
     return found
 
 
-def _kinds(rows: Rows) -> Ints:
+def _kinds(mix: Mix) -> Ints:
     """Cells of a factor of 1.4 in prompt tokens, 1.2 in rows, 2 in mean context, numbered from 0."""
-    context = rows.decode_context_tokens / np.maximum(rows.decode_rows, 1.0)
+    counted = (mix.prefill_tokens, mix.decode_rows, mix.decode_context_tokens)
+    prompt, rows, context = (np.asarray(counts, dtype=np.float64) for counts in counted)
     cells = [
-        np.floor(2.0 * np.log2(1.0 + rows.prefill_tokens)),
-        np.floor(4.0 * np.log2(1.0 + rows.decode_rows)),
-        np.floor(np.log2(1.0 + context)),
+        np.floor(2.0 * np.log2(1.0 + prompt)),
+        np.floor(4.0 * np.log2(1.0 + rows)),
+        np.floor(np.log2(1.0 + context / np.maximum(rows, 1.0))),
     ]
     found: Ints = np.unique(np.stack(cells, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     return found

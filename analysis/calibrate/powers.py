@@ -8,7 +8,8 @@ share where several serve together, alike. Slices begin and end where a value wa
 was is known to a part of an update: from the comb of all publications (`analysis.energy.publication`),
 or, where a counter is read as often as it is published, by one lag for all readings; the one that leaves
 less is taken, and with it one shift a run. What a sensor reads is taken as it is: its gain stays
-in the constants.
+in the constants. Where the board may hold a raised power after work (`Gpu.tail_s`), slices that rest
+so soon after it are left out: what it draws then is neither of the two.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _FAR_S = 5e-3
 _CLOSE_S = 1e-3
 """Over so long a shift moves energies in proportion."""
 _ANY = 1e9
+_RESTING = 0.01
+"""Of a slice, at rest in the tail of work, before it is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +124,14 @@ class Energies:
     @property
     def enough(self) -> bool:
         """Whether there are slices to fit to."""
-        return len(self.board_j) >= FEWEST
+        return len(self.at(0.0).energy_j) >= FEWEST
 
     def at(self, shift_s: float) -> Slices:
         """The slices if everything had been published so much later."""
         did, work = self.seen.did, self.seen.work
         edges_s = self.edges_s + shift_s
         pieces = cut(did, edges_s)
-        keep = ~_touched(pieces, self.seen.clear)
+        keep = ~_touched(pieces, self.seen.clear) & ~_in_tail(pieces, did.end_s, self.seen.subject.base.gpu)
         busy = pieces.step >= 0
         memory, compute = (
             np.where(did.duration_s > 0, t / np.where(did.duration_s > 0, did.duration_s, 1.0), 0.0)
@@ -306,4 +309,16 @@ def _touched(pieces: Pieces, clear: Bools) -> Bools:
     """Slices, (K,), with a part of a step of which not everything was seen."""
     unclear = (pieces.step >= 0) & ~clear[pieces.step]
     found: Bools = np.bincount(pieces.slice, unclear, len(pieces.edges_s) - 1) > 0
+    return found
+
+
+def _in_tail(pieces: Pieces, ends_s: Floats, gpu: Gpu) -> Bools:
+    """Slices, (K,), that rest where the board may still be in its tail, of earlier work than was seen too."""
+    edges_s = pieces.edges_s
+    last = np.searchsorted(ends_s, pieces.start_s + 1e-9, side="right") - 1
+    since_s = np.where(last >= 0, ends_s[last], edges_s[0]) if len(ends_s) else np.full(len(last), edges_s[0])
+    most_s = gpu.tail_s * (1.0 + gpu.uncertainty["tail_s"])
+    unsettled = (pieces.step < 0) & (pieces.start_s - np.maximum(since_s, edges_s[0]) < most_s)
+    resting_s = np.bincount(pieces.slice, pieces.length_s * unsettled, len(edges_s) - 1)
+    found: Bools = resting_s > _RESTING * np.diff(edges_s)
     return found

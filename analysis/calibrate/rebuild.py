@@ -12,6 +12,7 @@ from analysis.run import Run
 from loadgen.emulation import jobs_of, simulate
 from loadgen.errors import ConfigError, LoadgenError
 from loadgen.launch import Launch
+from loadgen.physics.profile import Profile
 from loadgen.plan import Planned, build
 from loadgen.scenario import Scenario
 from loadgen.server.deployment import Deployment
@@ -44,7 +45,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None or np.isnan(value) else int(value)
 
 
-def cached_tokens(run: Run, launch: Launch) -> pd.Series[float] | None:
+def cached_tokens(run: Run, launch: Launch, profile: Profile) -> pd.Series[float] | None:
     """Prompt tokens that the prefix cache had of each measured request, by id; None where nobody can tell.
 
     Only of an embedded server, whose cache is known: the plan is served again on the emulator.
@@ -52,7 +53,7 @@ def cached_tokens(run: Run, launch: Launch) -> pd.Series[float] | None:
     try:
         planned = planned_of(run)
         jobs = jobs_of(planned.measured, exact_lengths=planned.exact_lengths, shared_prefixes=True)
-        served = simulate(Deployment(launch), jobs)
+        served = simulate(Deployment(launch, profile), jobs)
     except (LoadgenError, OSError):
         return None
     ids = [arrival.request.id for arrival in planned.measured.arrivals]

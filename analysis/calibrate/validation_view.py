@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 from rich.padding import Padding
 
@@ -14,6 +13,7 @@ from analysis.console import bare_table, line
 from analysis.progress import working
 from analysis.run import load_run
 from analysis.words import interval, quantity
+from loadgen.terminal import print_json
 
 
 def report(
@@ -29,7 +29,7 @@ def report(
     with working("serving the load again"):
         found = validate(load_run(path), gpu=gpu, model=model, dtype=dtype, settings=settings)
     if as_json:
-        print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(found))
     else:
         render(found, Console())
     return found

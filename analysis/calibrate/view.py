@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 from rich.padding import Padding
 
@@ -16,7 +15,9 @@ from analysis.console import bare_table, line
 from analysis.fit.estimate import CONDITION
 from analysis.progress import working
 from analysis.run import load_run
-from loadgen.physics.profile import Profile, as_json, write_profile
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import as_object, write_profile
+from loadgen.terminal import print_json
 
 _UNITS = {"eager_overhead_s": ("ms", 1e3), "graph_overhead_s": ("ms", 1e3)}
 _UNITS |= dict.fromkeys(("context_idle_w", "active_w"), ("W", 1.0))
@@ -29,7 +30,7 @@ def report(
     gpu: str | None = None,
     model: str | None = None,
     dtype: str | None = None,
-    as_object: bool = False,
+    as_json: bool = False,
 ) -> Calibration:
     """Calibrates to the runs, writes the profile where asked, and prints what was found on stdout.
 
@@ -39,8 +40,8 @@ def report(
         found = calibrate([load_run(path) for path in paths], gpu=gpu, model=model, dtype=dtype)
     if output is not None:
         write_profile(output, found.profile)
-    if as_object:
-        print(orjson.dumps(as_json(found.profile), option=orjson.OPT_INDENT_2).decode())
+    if as_json:
+        print_json(as_object(found.profile))
     else:
         render(found, Console(), output)
     return found

@@ -18,7 +18,7 @@ from analysis.capacity.replica import Replica, ReplicaType, deploy
 from analysis.capacity.search import Found, search
 from analysis.capacity.sensitivity import Sensitivity, sensitivity
 from analysis.capacity.shaping import Shaped, shaping
-from analysis.capacity.workload import Workload, workload_of
+from analysis.capacity.workload import Workload
 from loadgen import pool
 from loadgen.errors import CapacityError, ConfigError
 from loadgen.types import Estimate
@@ -82,7 +82,7 @@ def assess(workload: Workload, kinds: list[ReplicaType], number: int) -> Assesse
     try:
         replica = Replica(deploy(plan, kind), workload, plan.slo)
     except (CapacityError, ConfigError) as exc:
-        return Assessed(kind, str(exc))
+        return Assessed(kind, str(exc).replace("--num-shard", "--shards"))
     begun_s = perf_counter()
     found = search(replica)
     search_s = perf_counter() - begun_s
@@ -156,10 +156,3 @@ def notes_of(workload: Workload) -> tuple[str, ...]:
     if plan.switch_off and len(workload.demand.rates_rps) > 1:
         notes.append("switching replicas on and off is taken to cost nothing")
     return tuple(notes)
-
-
-def plan_answer(plan: CapacityPlan, *, workers: int | None = None) -> Answer:
-    """The whole way, without a word. Raises ConfigError for files that cannot be used."""
-    workload, kinds = workload_of(plan), kinds_of(plan)
-    found = dict(assess_all(workload, kinds, workers=workers))
-    return answer(workload, [found[k] for k in range(len(kinds))])

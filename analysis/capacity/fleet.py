@@ -71,7 +71,8 @@ class Fleet:
 
 def replicas_for(rates_rps: Floats, max_rps: float, headroom: float) -> Ints:
     """Replicas that each of the rates takes: (k,) -> (k,); none for a rate of 0."""
-    return np.ceil(rates_rps / (max_rps * (1 - headroom)) - 1e-9).astype(np.int64)
+    needed = np.ceil(rates_rps / (max_rps * (1 - headroom)) - 1e-9)
+    return np.maximum(needed, rates_rps > 0).astype(np.int64)
 
 
 def operate(replica: Replica, rates_rps: Floats, *, streams: int) -> Operation:
@@ -85,7 +86,7 @@ def operate(replica: Replica, rates_rps: Floats, *, streams: int) -> Operation:
     power, good = [], []
     for stream in range(_FIRST_STREAM, _FIRST_STREAM + streams):
         fared = [replica.fare(float(rate), n, stream) for rate in wanted]
-        power.append([idle_w, *(f.per_request_j * f.rate_rps for f in fared)])
+        power.append([idle_w, *(f.power_w(idle_w) for f in fared)])
         good.append([fared[0].share, *(f.share for f in fared)])
     return Operation(np.concatenate([[0.0], wanted]), np.array(power), np.array(good), n * streams)
 
@@ -114,10 +115,8 @@ def fleet(
         joules.append(float((replicas * power_w) @ demand.bins_s) / served_good)
         shares.append(served_good / float(wanted.sum()))
     n = operation.n * (len(operation.rates_rps) - 1)
-    per_good_j = over_streams(
-        np.array(joules), "J", n, "simulated: energy of all replicas over good requests"
-    )
-    good_share = over_streams(np.array(shares), "1", n, "simulated: good requests over all")
+    per_good_j = over_streams(joules, "J", n, "simulated: energy of all replicas over good requests")
+    good_share = over_streams(shares, "1", n, "simulated: good requests over all")
     assert good_share.value is not None
     busiest = int(demand.rates_rps.argmax())
     peak_w = np.mean([operation.at(s, each_rps)[0][busiest] for s in range(len(operation.power_w))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.capacity.replica import Replica, judge
+from analysis.capacity.replica import Replica, judge, whole
 from analysis.capacity.search import QUICK_N, bound_of
 from loadgen.emulation import Served, simulate
 
@@ -18,10 +18,13 @@ def lone(replica: Replica) -> str:
     jobs = replica.workload.jobs(bound_of(replica).stable_rps, QUICK_N, 0)
     served = simulate(replica.deployment, jobs.at(np.arange(QUICK_N, dtype=np.float64) * _APART_S))
     reasons = []
-    refused = int((~served.ok).sum())
+    most = replica.deployment.limits.max_total_tokens
+    refused = int((~whole(served, most)).sum())
     if refused / QUICK_N > 1 - slo.share:
-        most = replica.deployment.limits.max_total_tokens
-        reasons.append(f"{refused} of {QUICK_N} requests are refused: longer than {most} tokens together")
+        reasons.append(
+            f"{refused:,} of {QUICK_N:,} requests are refused or cut short: "
+            f"longer than {most:,} tokens together"
+        )
     if served.ok.any():
         for name, limit_s in slo.limits_s.items():
             value_s = float(np.quantile(_seen_s(served, name), percentile / 100))
@@ -30,7 +33,7 @@ def lone(replica: Replica) -> str:
                     f"alone on it, p{percentile:g} {name.upper()} is {_said(value_s)} > {_said(limit_s)}"
                 )
     if not reasons:
-        share = judge(served, slo, 1 / _APART_S).share
+        share = judge(served, slo, 1 / _APART_S, most).share
         if share < slo.share:
             reasons.append(
                 f"alone on it, {share:.1%} of the requests keep all limits at once, {slo.percentile:g} % must"

@@ -1,27 +1,36 @@
-"""The plan of a capacity question: its keys, checked, from YAML or flags; one line for every mistake."""
+"""The plan of a capacity question: its keys, and what must hold between them."""
 
 from __future__ import annotations
 
-import types
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-import loadgen
 from analysis.macro import GRIDS, Grid, grid
-from loadgen.config import Place, Tree, explain, near, parse_value, read_yaml
-from loadgen.errors import ConfigError
+from loadgen.config import near, show
 from loadgen.launch import DEFAULT_MODEL, Launch, Launcher, Scheduler
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
-from loadgen.physics.models import MODELS, read_config
-from loadgen.section import Count, NotNegative, Positive, Section, wrong
+from loadgen.physics.models import MODELS
+from loadgen.section import Count, Positive, Section, wrong
 
 HOURS = 24
 Names = Annotated[list[str], Field(min_length=1)]
-_DAY = Annotated[list[NotNegative], Field(min_length=HOURS, max_length=HOURS)]
+_MOST_RPS = 1e9
+Rate = Annotated[float, Field(gt=0, le=_MOST_RPS)]
+_Tokens = Annotated[int, Field(gt=0, le=10**9)]
+_DAY = Annotated[list[Annotated[float, Field(ge=0, le=_MOST_RPS)]], Field(min_length=HOURS, max_length=HOURS)]
+
+
+def _known_grid(value: Any) -> str | float | None:
+    if value is None or (isinstance(value, str) and value in GRIDS):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise wrong(f"g CO2e per kWh, or one of {', '.join(GRIDS)}", got=show(value))
 
 
 class Traffic(Section):
@@ -31,14 +40,14 @@ class Traffic(Section):
     ``trace``: an Azure, Mooncake or BurstGPT trace, its rates times ``scale``, over bins of ``bin_s``.
     """
 
-    rate_rps: Positive | None = None
+    rate_rps: Rate | None = None
     day: _DAY | None = None
-    mean_rps: Positive | None = None
+    mean_rps: Rate | None = None
     peak_to_mean: Annotated[float, Field(ge=1, le=12)] = 1.0
     peak_hour: Annotated[int, Field(ge=0, lt=HOURS)] = 14
     trace: Path | None = Field(None, strict=False)
     bin_s: Positive | None = None
-    scale: Positive = 1.0
+    scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -74,14 +83,14 @@ class Lengths(Section):
     server reserves memory for; without it each reply's own length.
     """
 
-    prompt_tokens: Count | None = None
-    output_tokens: Count | None = None
+    prompt_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
     prompt_cv: Annotated[float, Field(ge=0, le=10)] = 0.0
     output_cv: Annotated[float, Field(ge=0, le=10)] = 0.0
     jsonl: Path | None = Field(None, strict=False)
     sharegpt: Path | None = Field(None, strict=False)
     trace: Path | None = Field(None, strict=False)
-    max_new_tokens: Count | None = None
+    max_new_tokens: _Tokens | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -93,7 +102,7 @@ class Lengths(Section):
 
 
 class Slo(Section):
-    """Limits that a good request keeps, all at once, in seconds from its demand; the share that must.
+    """Limits that a good request keeps, all at once, in seconds from its demand; the share that must, in %.
 
     A reply of one token keeps any ``tpot_s``. A request that is refused keeps nothing.
     """
@@ -107,6 +116,8 @@ class Slo(Section):
     def _some(self) -> Self:
         if not self.limits_s:
             raise wrong("at least one of ttft_s, tpot_s, e2e_s", "", "none")
+        if self.percentile < 1:
+            raise wrong("percent, such as 95", "percentile", f"{self.percentile:g}")
         return self
 
     @property
@@ -196,7 +207,7 @@ class CapacityPlan(Section):
     currency: Annotated[str, Field(min_length=1)] = "USD"
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.15
     pue: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    grid: str | NotNegative | None = None
+    grid: Annotated[str | float | None, BeforeValidator(_known_grid)] = None
     switch_off: bool = False
     rank_by: Literal["cost", "energy", "boards"] | None = None
     shaping: Policies = Policies()
@@ -222,8 +233,6 @@ class CapacityPlan(Section):
                 raise wrong(
                     f"one of {', '.join(known)}", f"price_per_gpu_h.{gpu}", f"{gpu}{near(gpu, known)}"
                 )
-        if isinstance(self.grid, str) and self.grid not in GRIDS:
-            raise wrong(f"g CO2e per kWh, or one of {', '.join(GRIDS)}", "grid", self.grid)
         unpriced = [gpu for gpu in self.candidates.gpus if gpu not in self.price_per_gpu_h]
         if self.rank_by == "cost" and unpriced:
             raise wrong(f"a price of {', '.join(unpriced)} to rank by cost", "price_per_gpu_h", "none")
@@ -259,108 +268,3 @@ def _exactly_one(section: Section, keys: Sequence[str]) -> None:
     given = [key for key in keys if getattr(section, key) is not None]
     if len(given) != 1:
         raise wrong(f"exactly one of {', '.join(keys)}", "", " and ".join(given) or "none")
-
-
-def find_plan(path: Path) -> Path:
-    """The file, or the shipped plan of that name. Raises ConfigError naming the near shipped plan."""
-    if path.is_file():
-        return path
-    package = Path(loadgen.__file__).resolve().parent
-    folders = (package / "_scenarios" / "capacity", package.parent / "scenarios" / "capacity")
-    shipped = {file.name: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    for name in (path.name, f"{path.name}.yaml"):
-        if name in shipped:
-            return shipped[name]
-    known = ", ".join(shipped)
-    raise ConfigError(
-        f"{path}: no such file, and no shipped plan{near(path.name, shipped)} (shipped: {known})"
-    )
-
-
-PRICE, PRICE_FLAG = "price_per_gpu_h", "--price"
-_INSTEAD = {
-    "traffic.rate_rps": {"traffic": [k for k in Traffic.model_fields if k != "rate_rps"]},
-    "lengths.prompt_tokens": {"lengths": ["jsonl", "sharegpt", "trace"]},
-    "lengths.output_tokens": {"lengths": ["jsonl", "sharegpt", "trace"]},
-}
-_PATHS = ("traffic.trace", "lengths.jsonl", "lengths.sharegpt", "lengths.trace")
-
-
-def read_plan(path: Path | None, given: Sequence[tuple[str, str, str]] = ()) -> CapacityPlan:
-    """The plan of a file, or of nothing, with values put over it. Raises ConfigError, a line a mistake.
-
-    ``given``: (dotted key, value as YAML, the flag it is from); of `PRICE_FLAG` the value is GPU=X. A rate or
-    a length replaces the file's traffic or lengths. Relative paths count from the file, a flag's from
-    the working directory.
-    """
-    path = None if path is None else find_plan(path)
-    tree = Tree({}, source="plan") if path is None else read_yaml(path)
-    for dotted, _, _ in given:
-        for section, keys in _INSTEAD.get(dotted, {}).items():
-            tree.drop(section, *keys)
-    for dotted, text, flag in given:
-        if flag == PRICE_FLAG:
-            _price(tree, text, flag)
-            continue
-        tree.assign(dotted, parse_value(text, flag), flag)
-    _resolve(tree, Path() if path is None else path.parent)
-    try:
-        plan = CapacityPlan.model_validate(tree.data)
-    except ValidationError as exc:
-        lines = explain(exc.errors(include_url=False), tree, keys_at, frozenset())
-        raise ConfigError("\n".join(lines)) from None
-    if plan.model not in MODELS:
-        model = Path(plan.model)
-        read_config(
-            model / "config.json" if model.is_dir() else model
-        )  # refused here, not by every candidate
-    return plan
-
-
-def keys_at(place: Place) -> Mapping[str, str]:
-    """The keys allowed at a place of the file, each with what it expects; {} where anything goes."""
-    model: type[Section] | None = CapacityPlan
-    for key in place:
-        field = None if model is None else model.model_fields.get(str(key))
-        model = None if field is None else _section(field.annotation)
-    if model is None:
-        return {}
-    return {name: _EXPECTED.get(name, "a value") for name in model.model_fields}
-
-
-_EXPECTED = {
-    "traffic": "a section with rate_rps, day, mean_rps or trace (--rate)",
-    "slo": "a section with ttft_s, tpot_s or e2e_s (--ttft, --tpot, --e2e)",
-}
-
-
-def _section(annotation: Any) -> type[Section] | None:
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
-
-
-def _price(tree: Tree, text: str, flag: str) -> None:
-    """Sets the price of a board, whose name may be a path with dots."""
-    gpu, _, price = text.rpartition("=")
-    prices = tree.data.setdefault(PRICE, {})
-    if not isinstance(prices, dict):
-        raise ConfigError(f"{tree.origin((PRICE,))} {PRICE}: expected a mapping of boards to prices")
-    prices[gpu] = parse_value(price, flag)
-    tree.origins[PRICE, gpu] = flag
-
-
-def _resolve(tree: Tree, base: Path) -> None:
-    model = tree.data.get("model")
-    if isinstance(model, str) and model not in MODELS and not tree.origin(("model",)).startswith("--"):
-        tree.data["model"] = str(base / model) if (base / model).exists() else model
-    for dotted in _PATHS:
-        value = tree.get(dotted)
-        if isinstance(value, str):
-            origin = tree.origin(tuple(dotted.split(".")))
-            path = Path(value).expanduser()
-            if not path.is_absolute() and not origin.startswith("--"):
-                path = base / path
-            if not path.is_file():
-                raise ConfigError(f"{origin} {dotted}: expected an existing file, got {value}")
-            section, key = dotted.split(".")
-            tree.data[section][key] = str(path)

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.capacity.plan import CapacityPlan, Slo
 from analysis.capacity.workload import Workload
-from loadgen.emulation import Jobs, Served, simulate
-from loadgen.physics.transformer import StepModel
+from loadgen.emulation import Jobs, Lengths, Served, simulate
+from loadgen.physics.profile_file import profile_of
 from loadgen.server.deployment import Deployment
 from loadgen.types import ShapingPolicy
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,9 @@ AT_ONCE = Hold("none")
 class Fared:
     """How n requests of one stream fared at a rate; simulated.
 
-    ``good``: served within every limit, counted from demand; ``refused``: not served; ``late``: those
-    served that broke a limit, by limit (one may break several). ``energy_j``: of all boards.
+    ``good``: served whole and within every limit, counted from demand; ``refused``: not served, or cut
+    short; ``late``: those served that broke a limit, by limit (one may break several). ``energy_j``: of
+    all boards until ``end_s``.
     """
 
     rate_rps: float
@@ -62,21 +66,37 @@ class Fared:
     hold_s: float
     most_in_flight: int
     kv_peak: float
+    end_s: float
 
     @property
     def share(self) -> float:
         """Good requests over all of them."""
         return self.good / self.n
 
-    @property
-    def per_request_j(self) -> float:
-        """Energy over all requests, good or not."""
-        return self.energy_j / self.n
+    def power_w(self, idle_w: float) -> float:
+        """Watts at the rate in the long run: at rest, and what every request adds to that.
+
+        Energy over time would count the wait for the last reply, energy per request times the rate how
+        far this stream's gaps happen to be from their mean.
+        """
+        return idle_w + (self.energy_j - idle_w * self.end_s) / self.n * self.rate_rps
 
 
-def judge(served: Served, slo: Slo, rate_rps: float) -> Fared:
-    """Counts what kept the SLO. Latencies count from demand: what a policy holds back is in them."""
-    demand_s, ok = served.jobs.demand_s, served.ok
+def whole(served: Served, most_tokens: int) -> Mask:
+    """Which requests were served to their end, (n,): TGI ends a reply where ``most_tokens`` are reached."""
+    return np.asarray(served.ok & _fits(served.jobs.lengths, most_tokens))
+
+
+def _fits(lengths: Lengths, most_tokens: int) -> Mask:
+    return np.asarray(lengths.prompt_tokens + lengths.reply_tokens <= most_tokens)
+
+
+def judge(served: Served, slo: Slo, rate_rps: float, most_tokens: int) -> Fared:
+    """Counts what kept the SLO. Latencies count from demand: what a policy holds back is in them.
+
+    ``most_tokens``: the server's limit of a prompt and its reply together.
+    """
+    demand_s, ok = served.jobs.demand_s, whole(served, most_tokens)
     seen_s = {
         "ttft": served.first_s - demand_s,
         "tpot": np.where(served.jobs.lengths.reply_tokens > 1, served.tpot_s, 0.0),
@@ -98,6 +118,7 @@ def judge(served: Served, slo: Slo, rate_rps: float) -> Fared:
         float(np.nanmean(served.hold_s)) if ok.any() else 0.0,
         served.most_in_flight,
         served.kv_peak_blocks / served.kv_blocks,
+        served.end_s,
     )
 
 
@@ -118,6 +139,11 @@ class Replica:
     def __init__(self, deployment: Deployment, workload: Workload, slo: Slo) -> None:
         self.deployment, self.workload, self.slo = deployment, workload, slo
 
+    def share_whole(self, stream: int, n: int) -> float:
+        """The share of requests that are no longer than the server takes; no rate serves more whole."""
+        lengths = self.workload.jobs(1.0, n, stream).lengths
+        return float(_fits(lengths, self.deployment.limits.max_total_tokens).mean())
+
     def serve(
         self, rate_rps: float, n: int, stream: int, hold: Hold = AT_ONCE, *, record: bool = False
     ) -> Served:
@@ -126,7 +152,8 @@ class Replica:
 
     def fare(self, rate_rps: float, n: int, stream: int, hold: Hold = AT_ONCE) -> Fared:
         """The same, judged."""
-        return judge(self.serve(rate_rps, n, stream, hold), self.slo, rate_rps)
+        most_tokens = self.deployment.limits.max_total_tokens
+        return judge(self.serve(rate_rps, n, stream, hold), self.slo, rate_rps, most_tokens)
 
 
 def deploy(plan: CapacityPlan, kind: ReplicaType, looser: Looser | None = None) -> Deployment:
@@ -134,18 +161,13 @@ def deploy(plan: CapacityPlan, kind: ReplicaType, looser: Looser | None = None) 
 
     Raises CapacityError when it does not fit, ConfigError when the boards cannot run or split it.
     """
-    deployment = Deployment(plan.launch(kind.gpu, kind.dtype, kind.shards))
-    model = deployment.step_model
+    launch, profile = plan.launch(kind.gpu, kind.dtype, kind.shards), profile_of(kind.gpu)
     if looser is None:
-        return deployment
-    assert isinstance(model, StepModel)
-    efficiency, gpu = model.efficiency, model.gpu
-    deployment.gpu = gpu = replace(gpu, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * looser.bandwidth)
-    deployment.step_model = StepModel(
-        model.model,
-        gpu,
-        model.dtype,
-        shards=kind.shards,
+        return Deployment(launch, profile)
+    gpu, efficiency = profile.gpu, profile.efficiency
+    relaxed = replace(
+        profile,
+        gpu=replace(gpu, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s * looser.bandwidth),
         efficiency=replace(
             efficiency,
             compute=efficiency.compute * looser.compute,
@@ -154,6 +176,7 @@ def deploy(plan: CapacityPlan, kind: ReplicaType, looser: Looser | None = None) 
             decomposition_s=efficiency.decomposition_s / looser.overhead,
         ),
     )
+    deployment = Deployment(launch, relaxed)
     limits = deployment.limits
     most = limits.max_concurrent_requests
     deployment.limits = replace(

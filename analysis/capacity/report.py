@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 
 from analysis.capacity.answer import Answer, answer, assess_all, kinds_of
-from analysis.capacity.plan import CapacityPlan, read_plan
-from analysis.capacity.view import as_json, render
+from analysis.capacity.plan import CapacityPlan
+from analysis.capacity.plan_file import read_plan
+from analysis.capacity.view import as_object, render
 from analysis.capacity.workload import workload_of
 from analysis.progress import working
 from loadgen.progress import CountView
+from loadgen.terminal import print_json
 
 Draw = Callable[[Answer, CapacityPlan], object]
 
@@ -22,7 +23,7 @@ def report(
     path: Path | None,
     given: list[tuple[str, str, str]],
     *,
-    json: bool,
+    as_json: bool,
     workers: int | None = None,
     draw: Draw | None = None,
 ) -> bool:
@@ -41,8 +42,8 @@ def report(
         made = answer(workload, [found[k] for k in range(len(kinds))])
     if draw is not None:
         draw(made, plan)
-    if json:
-        print(orjson.dumps(as_json(made, workload), option=orjson.OPT_INDENT_2).decode())
+    if as_json:
+        print_json(as_object(made, workload))
     else:
         render(made, workload, Console())
     return made.best is not None

@@ -9,15 +9,12 @@ would be some percent too high: a queue needs time to build up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from analysis.capacity.fluid import Fluid, fluid
 from analysis.capacity.replica import AT_ONCE, Fared, Hold, Replica
-from analysis.stats import LEVEL
-from analysis.stats.student import two_sided
+from analysis.stats.pairs import mean_of_runs
 from loadgen.types import Estimate
 
 QUICK_N = 1_000
@@ -44,7 +41,7 @@ class Crossing:
 class Found:
     """The highest good rate of a replica type. ``share``: good requests over all at it, by stream.
 
-    ``confirmed``: one crossing a stream. ``fared``: what each stream did at ``max_rps.value``.
+    ``crossings``: one a stream. ``fared``: what each stream did at ``max_rps.value``.
     """
 
     max_rps: Estimate
@@ -71,6 +68,8 @@ def search(replica: Replica, hold: Hold = AT_ONCE) -> Found | None:
 
     Deterministic: it depends on the plan's seed, requests and number of seeds.
     """
+    if replica.share_whole(_QUICK_STREAM, QUICK_N) < replica.slo.share:
+        return None
     bound = bound_of(replica)
     n, streams = replica.workload.plan.search.requests, replica.workload.plan.search.seeds
     start = quick(replica, hold)
@@ -78,21 +77,23 @@ def search(replica: Replica, hold: Hold = AT_ONCE) -> Found | None:
         return None
     crossings, rate = [], start.rate_rps
     for stream in range(1, streams + 1):
-        share = _share(replica, n, stream, hold)
-        crossing = crosses(share, replica.slo.share, rate, _most(bound, replica), TOLERANCE, step=_STEP_AWAY)
+        share_at = _share(replica, n, stream, hold)
+        crossing = crosses(
+            share_at, replica.slo.share, rate, _most(bound, replica), TOLERANCE, step=_STEP_AWAY
+        )
         if crossing is None:
             return None
         crossings.append(crossing)
         rate = crossing.rate_rps
-    rates = np.array([crossing.rate_rps for crossing in crossings])
-    value = float(rates.mean())
-    fared = tuple(replica.fare(value, n, stream, hold) for stream in range(1, streams + 1))
     what = f"simulated: crossing of {replica.slo.percentile:g} % good, {streams} streams of {n:,} requests"
-    max_rps = over_streams(rates, "1/s", n * streams, what)
-    shares = np.array([f.share for f in fared])
-    share_of = over_streams(shares, "1", n * streams, "simulated: good requests over all at the highest rate")
+    max_rps = over_streams([crossing.rate_rps for crossing in crossings], "1/s", n * streams, what)
+    assert max_rps.value is not None
+    value = max_rps.value
+    fared = tuple(replica.fare(value, n, stream, hold) for stream in range(1, streams + 1))
+    said = "simulated: good requests over all at the highest rate"
+    share = over_streams([f.share for f in fared], "1", n * streams, said)
     evaluations = start.evaluations + sum(c.evaluations for c in crossings) + streams
-    return Found(max_rps, share_of, tuple(crossings), bound, fared, evaluations)
+    return Found(max_rps, share, tuple(crossings), bound, fared, evaluations)
 
 
 def bound_of(replica: Replica) -> Fluid:
@@ -182,12 +183,6 @@ def _part(low_share: float, high_share: float, wanted: float) -> float:
     return min(max((low - goal) / (low - high), 0.0), 1.0)
 
 
-def over_streams(
-    values: np.ndarray[tuple[int], np.dtype[np.float64]], unit: str, n: int, what: str
-) -> Estimate:
-    """Mean of one value a stream, with the Student-t interval of independent streams."""
-    k, value = len(values), float(values.mean())
-    if k < 2:
-        return Estimate(value, unit, None, None, LEVEL, n, f"{what}; no interval: one stream")
-    half = two_sided(LEVEL, k - 1) * float(values.std(ddof=1)) / math.sqrt(k)
-    return Estimate(value, unit, value - half, value + half, LEVEL, n, f"{what}; t({k - 1}) over streams")
+def over_streams(values: Sequence[float], unit: str, n: int, what: str) -> Estimate:
+    """Mean of one value a stream, with the Student-t interval of independent streams; ``n``: requests."""
+    return replace(mean_of_runs(values, unit, what, "streams"), n=n)

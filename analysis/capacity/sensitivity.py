@@ -18,7 +18,7 @@ from analysis.capacity.search import Found, quick
 from analysis.capacity.workload import Workload
 from analysis.stats import scaled
 from analysis.words import number
-from loadgen.emulation import power_draws
+from loadgen.emulation import power_draws, redrawn_j
 from loadgen.types import Estimate, Floats
 
 DRAWS, DRAW_N = 1_000, 3_000
@@ -168,22 +168,16 @@ def _envelope(workload: Workload, rival: Rival) -> Floats:
     """Joules per good request under each draw of the board's power constants, (draws,).
 
     Every draw re-evaluates the same steps at the operating rate; its ratio to the nominal energy is
-    taken for the whole fleet. Time at rest scales with the idle power.
+    taken for the whole fleet.
     """
     kind, _, made = rival
     plan = workload.plan
     replica = Replica(deploy(plan, kind), workload, plan.slo)
     served = replica.serve(made.operating_rps, min(DRAW_N, plan.search.requests), 1, record=True)
-    assert served.works is not None and made.per_good_j.value is not None
+    assert made.per_good_j.value is not None
     gpu = replica.deployment.gpu
     # By name: two formats on one board share its draws, two boards do not.
     stream = [plan.seed, *kind.gpu.encode()]
     seed = int(np.random.SeedSequence(stream).generate_state(1)[0])
-    joules = np.array(
-        [
-            kind.shards * served.works.busy_j(drawn)
-            + served.idle_j * drawn.context_idle_w / gpu.context_idle_w
-            for drawn in power_draws(gpu, DRAWS, seed)
-        ]
-    )
+    joules = redrawn_j(served, gpu, kind.shards, power_draws(gpu, DRAWS, seed))
     return np.asarray(made.per_good_j.value * joules / served.energy_j, dtype=np.float64)

@@ -113,7 +113,7 @@ def _tried(hold: Hold, plain: tuple[Fared, ...], fared: tuple[Fared, ...], wante
     ratio = None
     if len(ratios) == len(pairs):
         what = "simulated: energy per good request over that without shaping, paired"
-        ratio = over_streams(np.array(ratios), "1", sum(f.n for f in fared), what)
+        ratio = over_streams(ratios, "1", sum(f.n for f in fared), what)
     hold_s = float(np.mean([f.hold_s for f in fared]))
     return Tried(hold.name, share, hold_s, _mean_j(fared), ratio, share >= wanted)
 

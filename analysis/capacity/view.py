@@ -13,7 +13,7 @@ from analysis.capacity.plan import CapacityPlan
 from analysis.capacity.workload import HOUR_S, Workload
 from analysis.console import bare_table, line
 from analysis.plain import plain
-from analysis.words import number, quantity
+from analysis.words import interval, number, quantity
 from loadgen.types import Estimate
 
 _LABEL_CHARS, _MOST_BINS = 13, 31
@@ -21,7 +21,7 @@ _CAPTION = """max: highest rate of a replica, half its 95 % interval; fleet: rep
 J, money, CO2e: per good request (1k: per 1,000), idle time included; simulated"""
 
 
-def as_json(answer: Answer, workload: Workload) -> dict[str, Any]:
+def as_object(answer: Answer, workload: Workload) -> dict[str, Any]:
     """The plan, the demand and everything found, as JSON has it. ``null`` has its reason beside it."""
     plan, demand = workload.plan, workload.demand
     return {
@@ -155,10 +155,11 @@ def _counted(a: Assessed) -> str:
     most, least = int(f.replicas.max()), int(f.replicas.min())
     count = f"{most}" if most == least else f"{least} to {most}"
     boards = "" if a.kind.shards == 1 else f" ({f.boards} boards)"
+    joules = f"{quantity(f.per_good_j.value, 'J')} {interval(f.per_good_j)}"
     parts = [
         f"{count} replicas of {a.name}{boards}" if most > 1 else f"1 replica of {a.name}{boards}",
         f"{number(f.operating_rps)} requests/s each at the peak, of {number(a.found.rate_rps)} possible",
-        f"{quantity(f.per_good_j.value, 'J')} = {quantity(f.per_good_wh.value, 'Wh')} per good request",
+        f"{joules} = {quantity(f.per_good_wh.value, 'Wh')} per good request",
     ]
     if f.per_good_cost.value is not None:
         parts.append(f"{number(1e3 * f.per_good_cost.value)} {f.per_good_cost.unit} per 1,000")

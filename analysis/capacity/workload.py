@@ -26,6 +26,7 @@ from loadgen.types import Floats, PromptSource
 HOUR_S = 3600.0
 _DAY_S = HOURS * HOUR_S
 _SHORT_BIN_S = 300.0
+_MOST_BINS = 100_000
 _TIMES, _LENGTHS = 0x74, 0x6C
 Ints = npt.NDArray[np.int64]
 Pairs = tuple[Ints, Ints]
@@ -223,6 +224,11 @@ def _recorded(recording: Recording, path: Path | None, bin_s: float | None, scal
         raise ConfigError(f"{path}: expected requests at two instants or more, got {n} at one")
     span_s *= n / (n - 1)  # the last request's own gap
     bin_s = bin_s or (HOUR_S if span_s >= _DAY_S else _SHORT_BIN_S)
+    if span_s / bin_s > _MOST_BINS:
+        raise ConfigError(
+            f"traffic.bin_s: expected >= {span_s / _MOST_BINS:.2g}, a part in {_MOST_BINS:,} of the trace's "
+            f"{span_s:.4g} s, got {bin_s:g}"
+        )
     bins = max(1, round(span_s / bin_s))
     edges_s = np.append(np.arange(bins) * bin_s, span_s)
     counts = np.histogram(times_s, edges_s)[0]

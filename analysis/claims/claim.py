@@ -8,14 +8,14 @@ nothing else. What is not claimed stays unknown, and the rules of
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from analysis.words import J_PER_WH
+from loadgen.config import near
 from loadgen.errors import ConfigError
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES, Dtype
@@ -124,12 +124,6 @@ def parse_claim(words: Sequence[str]) -> Claim:
     return claim
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def _plain(name: str) -> str:
     """A name without case, owner, maker and punctuation: ``h100sxm`` of ``NVIDIA H100-SXM5``."""
     bare = _DECORATION.sub("", name.casefold().rpartition("/")[2])
@@ -155,7 +149,7 @@ class _Stated:
             if not equals or not key or not value:
                 raise ConfigError(f"--claim: expected K=V, got {word!r}; keys: {', '.join(KEYS)}")
             if key not in KEYS:
-                known = _near(key, KEYS) or f"; known: {', '.join(KEYS)}"
+                known = near(key, KEYS) or f"; known: {', '.join(KEYS)}"
                 raise ConfigError(f"--claim {word}: no such key{known}")
             if key in self._values:
                 raise ConfigError(f"--claim {word}: {key} is claimed twice")
@@ -198,7 +192,7 @@ class _Stated:
             return known[text]
         meant = _meant(text, known)
         if meant is None:
-            raise self.refuse(key, f"one of {', '.join(known)}{_near(text.casefold(), known)}")
+            raise self.refuse(key, f"one of {', '.join(known)}{near(text.casefold(), known)}")
         return meant
 
     def gpu(self) -> Gpu:

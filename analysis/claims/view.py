@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -15,6 +14,7 @@ from analysis.claims.judgement import Finding, Judgement
 from analysis.claims.rules import judge
 from analysis.console import bare_table, line
 from analysis.words import J_PER_WH, quantity
+from loadgen.terminal import print_json
 
 _STYLES = {"impossible": "red", "conditional": "yellow", "doubtful": "yellow", "holds": "green"}
 
@@ -26,7 +26,7 @@ def report(words: Sequence[str], *, as_json: bool) -> bool:
     """
     judgement = judge(parse_claim(words))
     if as_json:
-        print(orjson.dumps(as_object(judgement), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(judgement))
     else:
         render(judgement, Console())
     return judgement.possible

@@ -12,11 +12,9 @@ from analysis.compare.headlines import Kind
 from analysis.compare.listed import Listed
 from analysis.compare.load import SameLoad
 from analysis.compare.sides import Side
+from analysis.stats.pairs import ALPHA
 from analysis.stats.systematic import Systematic
 from loadgen.types import Estimate
-
-LEVEL = 0.05
-"""An adjusted p value up to this marks a difference as told from none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Headline:
     def told(self, i: int) -> bool:
         """Whether ``sides[i + 1]`` is told from the reference after Holm's correction."""
         p = self.p_adjusted[i]
-        return p is not None and p <= LEVEL
+        return p is not None and p <= ALPHA
 
 
 @dataclass(frozen=True, slots=True)

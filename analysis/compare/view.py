@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 
 from analysis.compare.compare import compare
-from analysis.compare.comparison import LEVEL, Against, Comparison, Headline
+from analysis.compare.comparison import Against, Comparison, Headline
 from analysis.compare.sides import CompareError, Side
 from analysis.compare.table import render, systematic_sentence
 from analysis.plain import plain
 from analysis.progress import working
 from analysis.run import Run, load_run
+from analysis.stats.pairs import ALPHA
+from loadgen.terminal import print_json
 
 
 def report(
@@ -45,7 +46,7 @@ def report(
     if draw is not None:
         draw(found)
     if as_json:
-        print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(found))
     else:
         render(found, Console())
     return found.valid
@@ -71,7 +72,7 @@ def as_object(comparison: Comparison) -> dict[str, Any]:
     return {
         "valid": comparison.valid,
         "tolerance": comparison.tolerance,
-        "level": LEVEL,
+        "level": ALPHA,
         "notes": list(comparison.notes),
         "sides": [
             {

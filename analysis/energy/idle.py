@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.floor import gpu_of
 from analysis.run import Run
+from analysis.served import gpu_of
 
 SHORTEST_S = 0.3
 LEAST_BASELINE_S = 1.0

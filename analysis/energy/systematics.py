@@ -14,8 +14,8 @@ from analysis.energy.certainty import clock_bound_s
 from analysis.energy.measured import BoardEnergy
 from analysis.energy.meter import Meter
 from analysis.energy.parts import board_of
-from analysis.floor import gpu_of
 from analysis.run import Run
+from analysis.served import gpu_of
 from analysis.stats.systematic import Board, Systematic, of_energy
 
 EDGE_S = 0.5

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
@@ -12,12 +9,11 @@ from analysis.capacity.answer import Answer
 from analysis.capacity.plan import CapacityPlan
 from analysis.figures.axes import limits, log_axis
 from analysis.figures.style import BLUE, INK, MUTED, Drawn, Sheet, in_house_style, key
-from analysis.figures.svg import save
 from analysis.figures.words import named
 from analysis.stats import scaled
+from analysis.sweeps.front import pareto_front
 from analysis.words import number
-from loadgen.errors import ConfigError
-from loadgen.types import Estimate, Floats
+from loadgen.types import Estimate
 
 _HEIGHT_IN = 4.2
 _WIDE = 1.6
@@ -37,7 +33,7 @@ def capacity_pareto(answer: Answer, plan: CapacityPlan, *, name: str = "capacity
         return None
     x = np.array([_value(p[1]) for p in points])
     y = np.array([_value(p[2]) for p in points])
-    front = front_of(x, y)
+    front = np.isin(np.arange(len(x)), pareto_front(list(zip(x.tolist(), y.tolist(), strict=True))))
     of = "good request"
     said = f"simulated; n = {points[0][2].n:,} requests a candidate for the energy; per 1,000 are {of}s"
     sheet = Sheet(f"{plan.model}: what serving costs and burns", said, (_HEIGHT_IN,), note=_note(plan))
@@ -66,25 +62,6 @@ def capacity_pareto(answer: Answer, plan: CapacityPlan, *, name: str = "capacity
         f"{number(_value(best[1]))}, at {number(_value(best[2]))} {y_label}."
     )
     return sheet.finish(name, alt)
-
-
-def front_of(x: Floats, y: Floats) -> Mask:
-    """Which points (k,) no other one beats in one and matches in the other."""
-    better = (x[:, None] <= x) & (y[:, None] <= y) & ((x[:, None] < x) | (y[:, None] < y))
-    return np.asarray(~better.any(axis=0))
-
-
-def write_pareto(answer: Answer, plan: CapacityPlan, path: Path) -> Path:
-    """Draws and saves it. Raises ConfigError when there is nothing to draw or nowhere to write."""
-    if find_spec("matplotlib") is None:
-        raise ConfigError("capacity: --figure needs matplotlib: pip install 'loadgen[report]'")
-    drawn = capacity_pareto(answer, plan)
-    if drawn is None:
-        raise ConfigError("capacity: --figure: no candidate can serve this, there is nothing to draw")
-    try:
-        return save(drawn, path)
-    except OSError as exc:
-        raise ConfigError(f"capacity: --figure: cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def _points(answer: Answer, plan: CapacityPlan) -> tuple[list[Point], str, str]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.figures.axes import limits, log_axis
 from analysis.figures.style import DASHES, INK, SERIES, Drawn, Sheet, in_house_style, key
-from analysis.figures.svg import save
 from analysis.figures.words import named, prefixed
 from analysis.sweeps.study import ENERGY, Cell, Study
 from analysis.words import number
-from loadgen.errors import RunDirError
 from loadgen.sweep.figures import FIGURES
 from loadgen.types import Estimate
 
@@ -42,30 +38,6 @@ class Spot:
 
 
 Lines = Mapping[str, Sequence[Spot]]
-
-
-def write_figures(study: Study, plots: Sequence[Mapping[str, Any]], directory: Path) -> list[str]:
-    """Writes each of the file's figures as SVG and PNG; notes on those that were not drawn.
-
-    Raises RunDirError when a file cannot be written.
-    """
-    if not plots:
-        return []
-    if find_spec("matplotlib") is None:
-        return ["no figures: they need matplotlib (pip install 'loadgen[report]')"]
-    notes = []
-    for plot in plots:
-        drawn = sweep_figure(study, plot)
-        if drawn is None:
-            notes.append(f"no figure of {plot['y']} over {plot['x']}: no point has both")
-            continue
-        for ending in (".svg", ".png"):
-            file = directory / f"{drawn.name}{ending}"
-            try:
-                save(drawn, file)
-            except OSError as exc:
-                raise RunDirError(f"cannot write {file}: {exc.strerror or exc}") from exc
-    return notes
 
 
 @in_house_style

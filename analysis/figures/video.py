@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,12 +22,10 @@ from analysis.figures.style import (
     in_house_style,
     key,
 )
-from analysis.figures.svg import save
 from analysis.figures.words import count
 from analysis.words import number
-from loadgen.errors import ConfigError
 from loadgen.physics.video import POWER_W, VideoFlop, VideoTransformer, latency_s, video_cost, video_flop
-from loadgen.physics.video_sweeps import DIMENSIONS, Setting, find_sweeps
+from loadgen.physics.video_sweeps import VARIES, Setting, find_sweeps
 from loadgen.types import Floats
 
 if TYPE_CHECKING:
@@ -79,25 +75,6 @@ def latency_by_part(model: VideoTransformer, setting: Mapping[str, Any], rules: 
     return np.stack([latency_s(part, **rates) for part in parts])
 
 
-def write_scaling(
-    model: VideoTransformer,
-    rules: Mapping[str, Any],
-    at: Setting,
-    points: Sequence[Mapping[str, Any]],
-    *,
-    path: Path,
-) -> Path:
-    """Writes the figure of ``scaling`` by the name's ending. Raises ConfigError when it cannot."""
-    if find_spec("matplotlib") is None:
-        raise ConfigError("theory video: --figure needs matplotlib: pip install 'loadgen[report]'")
-    drawn = scaling(model, rules, at, points)
-    assert drawn is not None
-    try:
-        return save(drawn, path)
-    except OSError as exc:
-        raise ConfigError(f"theory video: --figure: cannot write {path}: {exc.strerror or exc}") from exc
-
-
 @in_house_style
 def scaling(
     model: VideoTransformer,
@@ -118,7 +95,7 @@ def scaling(
         _Panel(d, at, ())
         if d not in found
         else _Panel(d, _around(d, found[d].example, at), [points[row] for row in found[d].rows])
-        for d in DIMENSIONS
+        for d in VARIES
     ]
     cost = video_cost(model, *at, **rules)
     shares = latency_by_part(model, at._asdict(), rules) / cost.latency_s
@@ -149,8 +126,7 @@ def scaling(
 
 def _around(dimension: str, example: Setting, at: Setting) -> Setting:
     """The setting that a sweep holds; what it varies is as in ``at``."""
-    names = {"resolution": ("height", "width"), "frames": ("frames",), "steps": ("steps",)}[dimension]
-    return example._replace(**{name: getattr(at, name) for name in names})
+    return example._replace(**{name: getattr(at, name) for name in VARIES[dimension]})
 
 
 def _draw(ax: Axes, panel: _Panel, model: VideoTransformer, rules: Mapping[str, Any]) -> list[Any]:

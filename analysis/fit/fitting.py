@@ -18,8 +18,8 @@ from analysis.fit.model import FitError, Fitted, Load, Model
 from analysis.fit.physical import physical
 from analysis.fit.sample import ALONE, Sample, sample
 from analysis.fit.slices import DECODE, PREFILL, TERMS, joint
-from analysis.floor import gpu_of, model_of
 from analysis.run import Run
+from analysis.served import gpu_of, model_of
 from analysis.stats import LEVEL, student
 from loadgen.types import Floats
 

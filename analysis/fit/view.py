@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -18,6 +17,7 @@ from analysis.fit.model import Fitted, Model, Term
 from analysis.progress import working
 from analysis.run import load_run
 from analysis.words import WH_PER_J
+from loadgen.terminal import print_json
 
 
 def report(
@@ -39,7 +39,7 @@ def report(
     if draw is not None:
         draw(model)
     if as_json:
-        print(orjson.dumps(as_object(model), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(model))
     else:
         render(model, Console())
     return model

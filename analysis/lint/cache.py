@@ -9,6 +9,7 @@ import numpy as np
 from analysis import floor
 from analysis.lint.rule import Check, Rule
 from analysis.run import Run
+from analysis.served import drawn, embedded_section, gpu_of, model_of
 from loadgen.physics.formats import DTYPES
 
 CACHED_SHARE = 0.05
@@ -45,7 +46,7 @@ def _caching(run: Run) -> bool | None:
     server = run.manifest.get("server") or {}
     if server.get("kind") != "embedded":
         return None
-    return bool(floor.embedded_section(run, "launcher").get("prefix_caching"))
+    return bool(embedded_section(run, "launcher").get("prefix_caching"))
 
 
 def _rise(run: Run, column: str) -> float | None:
@@ -78,8 +79,8 @@ def _cached(run: Run, caching: bool | None) -> Rule:
 
 def _prefill(run: Run) -> Rule:
     """A first token that came before F / peak shows that part of F was not computed."""
-    gpu, model = floor.gpu_of(run), floor.model_of(run)
-    if gpu is None or model is None or floor.drawn(run):
+    gpu, model = gpu_of(run), model_of(run)
+    if gpu is None or model is None or drawn(run):
         missing = "the board" if gpu is None else "the model"
         return PREFILL.not_judged(
             "the run drew its board's constants" if gpu and model else f"{missing} is not known"

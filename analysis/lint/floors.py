@@ -10,6 +10,7 @@ from analysis.energy.idle import LEAST_BASELINE_S
 from analysis.floor import Floor
 from analysis.lint.rule import Check, Rule
 from analysis.run import Run
+from analysis.served import drawn, gpu_of
 from loadgen.physics.hardware import Gpu
 
 OVER_LIMIT = 1.05
@@ -44,9 +45,9 @@ def rules(run: Run, gpu: PartEnergy | None) -> Iterator[Rule]:
         why = "no request ended, so there is no window" if gpu is None else str(gpu.reason)
         yield from (check.not_judged(f"no energy of the GPU: {why}") for check in CHECKS)
         return
-    known = floor.gpu_of(run)
+    known = gpu_of(run)
     yield _own_idle(gpu, gpu.mean_power_w, known)
-    if known is None or floor.drawn(run):
+    if known is None or drawn(run):
         why = "the board is not known" if known is None else "the run drew its board's constants"
         yield from (check.not_judged(why) for check in (BARE, LOADED))
     else:
@@ -133,7 +134,7 @@ def _work(run: Run, gpu: PartEnergy, total_j: float, known: Gpu | None) -> Itera
     if bound is None or known is None or bound.flop_j is None or bound.soft_j is None or not n:
         if not n:
             why = "no request succeeded"
-        elif known is not None and floor.drawn(run):
+        elif known is not None and drawn(run):
             why = "the run drew its board's constants"
         else:
             why = f"the {'board' if known is None else 'model'} is not known"

@@ -21,12 +21,12 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis import floor
 from analysis.energy import BoardEnergy, PartEnergy, board_of
 from analysis.energy.publication import is_continuous
 from analysis.lint.client import load_of, number_of
 from analysis.lint.rule import Check, Rule
 from analysis.run import Run
+from analysis.served import gpu_of
 from loadgen.types import Floats
 
 AGREEMENT = 0.05
@@ -147,7 +147,7 @@ def _sensor(run: Run, board: BoardEnergy) -> tuple[str, float, float] | None:
         window_s, update_s = series.domain.averaging_s, series.domain.update_s
         if window_s is not None and update_s is not None and board_of(name) == board_of(board.domain):
             return name, window_s, update_s
-    known = floor.gpu_of(run)
+    known = gpu_of(run)
     if known is not None and known.id in PART_TIME_S:
         window_s, update_s = PART_TIME_S[known.id]
         return board.domain, window_s, update_s

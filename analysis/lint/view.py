@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -19,6 +18,7 @@ from analysis.plain import plain
 from analysis.progress import working
 from analysis.run import Run, load_run
 from analysis.words import PREFIXED, number, quantity
+from loadgen.terminal import print_json
 
 _STYLES: dict[Word, str] = {"invalid": "red", "warning": "yellow", "holds": "green", "not judged": "dim"}
 
@@ -34,7 +34,7 @@ def report_run(path: Path | str, *, as_json: bool, strict: bool) -> bool:
         run = load_run(path)
         verdict = verdict_of(run)
     if as_json:
-        print(orjson.dumps(as_object(run, verdict), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(run, verdict))
     else:
         render(run, verdict, Console())
     return verdict.valid and not (strict and verdict.warnings)

@@ -21,6 +21,8 @@ from analysis.stats.blocks import LEVEL
 from loadgen.types import Estimate, Floats
 
 ENOUGH_PAIRS = 5
+ALPHA = 0.05
+"""An adjusted p value up to this marks a difference as told from none."""
 ONE_PAIR = (
     "one pair of runs: the interval holds for these two runs; how far a repetition would differ is not known"
 )
@@ -122,9 +124,14 @@ def independent_runs(a: Sequence[float], b: Sequence[float], unit: str) -> Compa
     )
 
 
-def mean_of_runs(values: Sequence[float], unit: str) -> Estimate:
-    """Mean over runs, one value each, with Student's interval from two runs on."""
-    return _t_over(np.asarray(values, dtype=np.float64), unit, "mean over runs", "runs")[0]
+def mean_of_runs(
+    values: Sequence[float], unit: str, what: str = "mean over runs", of: str = "runs"
+) -> Estimate:
+    """Mean over runs, one value each, with Student's interval from two runs on.
+
+    ``what`` and ``of`` name the mean and the samples in its method; ``n`` is the number of samples.
+    """
+    return _t_over(np.asarray(values, dtype=np.float64), unit, what, of)[0]
 
 
 def taken_in_turn(started_a_s: Sequence[float], started_b_s: Sequence[float]) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 
 from analysis.progress import working
@@ -18,6 +17,7 @@ from analysis.study.scale import Service
 from analysis.study.view import render
 from analysis.tables import export
 from loadgen.errors import RunDirError
+from loadgen.terminal import print_json
 
 
 def options_of(args: argparse.Namespace, service: Mapping[str, Any] | None) -> Options:
@@ -51,7 +51,7 @@ def analyze(
     if directory is not None:
         export(found.run, directory, formats, found.attributed)
     if as_json:
-        print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(found))
     else:
         render(found, Console())
     return bool(found.summary["valid"])

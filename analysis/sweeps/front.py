@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Places of the points that no other beats, in the order of x; both figures the lower the better.
 
     q beats p when q is at most p in both and below it in one (Pareto dominance); equal points do not beat

@@ -17,17 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis import stats
 from analysis.stats import pairs
-from analysis.sweeps.front import front
+from analysis.sweeps.front import pareto_front
+from loadgen.physics.uncertainty import range_of_draws
 from loadgen.sweep.figures import FIGURES
 from loadgen.types import Estimate, Floats
 
 ENERGY = "energy_per_success_j"
 SEED = "seed"
-LEVEL = 0.05
-_TAIL = 0.05
-_FEWEST_FOR_QUANTILES = 19
 _OF_DRAWS = ("energy_low_j", "energy_high_j")
 
 Levels = Mapping[str, Any]
@@ -73,7 +70,7 @@ class Against:
     @property
     def told(self) -> bool:
         """Whether the difference is told from chance at 5 % after Holm's correction."""
-        return self.p_adjusted is not None and self.p_adjusted <= LEVEL
+        return self.p_adjusted is not None and self.p_adjusted <= pairs.ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +146,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Iterator[C
             {axis: members[0]["axes"][axis] for axis in axes},
             tuple(row["axes"].get(SEED) for row in members),
             figures,
-            _envelope(np.mean(list(draws_j.values()), axis=0)) if draws_j and whole else None,
+            range_of_draws(np.mean(list(draws_j.values()), axis=0)) if draws_j and whole else None,
             next((row["refused"] for row in members if row["refused"] is not None), None),
             values,
             draws_j,
@@ -159,13 +156,6 @@ def _cells(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Iterator[C
 def _key(label: Any) -> Any:
     """True is not 1 here, nor is False 0."""
     return (type(label).__name__, label)
-
-
-def _envelope(values: Floats) -> tuple[float, float]:
-    """5 and 95 % order statistics k / (n + 1) of draws (as `analysis.envelope`), or their range below 19."""
-    ends = (_TAIL, 1 - _TAIL) if len(values) >= _FEWEST_FOR_QUANTILES else (0.0, 1.0)
-    low, high = np.quantile(values, ends, method="weibull")
-    return float(low), float(high)
 
 
 def _against(cells: Sequence[Cell], compare: Mapping[str, Any]) -> Iterator[Against]:
@@ -214,7 +204,7 @@ def _ratio_envelope(base: Cell, cell: Cell, seeds: Sequence[Any]) -> tuple[float
     if not all(seed in base.draws_j and seed in cell.draws_j for seed in seeds):
         return None
     logs = [np.log(cell.draws_j[seed]) - np.log(base.draws_j[seed]) for seed in seeds]
-    return _envelope(np.exp(np.mean(logs, axis=0)))
+    return range_of_draws(np.exp(np.mean(logs, axis=0)))
 
 
 def _adjusted(found: Sequence[Against]) -> Iterator[Against]:
@@ -233,7 +223,7 @@ def _fronts(cells: Sequence[Cell], pareto: Mapping[str, Any]) -> Iterator[Front]
             groups.setdefault(tuple(_key(cell.levels[axis]) for axis in within), []).append(cell)
     for members in groups.values():
         points = [(_low(cell, x), _low(cell, y)) for cell in members]
-        places = front(points)
+        places = pareto_front(points)
         held = {axis: members[0].levels[axis] for axis in within}
         yield Front(x, y, pareto["served"], held, tuple(members[k].levels for k in places))
 
@@ -241,8 +231,3 @@ def _fronts(cells: Sequence[Cell], pareto: Mapping[str, Any]) -> Iterator[Front]
 def _low(cell: Cell, name: str) -> float:
     """A figure turned so that lower is better."""
     return -cell.value(name) if FIGURES[name].better == "high" else cell.value(name)
-
-
-def missing(name: str) -> Estimate:
-    """A figure that no point of a cell has."""
-    return stats.missing(FIGURES[name].unit, "no point has it")

@@ -14,10 +14,12 @@ from rich.text import Text
 from analysis.console import bare_table, line
 from analysis.plain import plain
 from analysis.stats import LEVEL
-from analysis.sweeps.study import ENERGY, Cell, Study, missing, study
+from analysis.sweeps.study import ENERGY, Cell, Study, study
 from analysis.words import interval, number, printable, quantity
 from loadgen.errors import RunDirError
+from loadgen.physics.uncertainty import FEWEST_FOR_QUANTILES
 from loadgen.sweep.figures import FIGURES
+from loadgen.terminal import print_json
 from loadgen.types import Estimate
 
 FINDINGS = "findings.json"
@@ -49,7 +51,7 @@ def report(
     except OSError as exc:
         raise RunDirError(f"cannot write {path / FINDINGS}: {exc.strerror or exc}") from exc
     if as_json:
-        print(orjson.dumps({"directory": str(path), **told}, option=orjson.OPT_INDENT_2).decode())
+        print_json({"directory": str(path), **told})
     else:
         render(found, Console())
         print(path)
@@ -112,7 +114,7 @@ def _cells(found: Study, console: Console) -> None:
         if cell.refused is not None:
             table.add_row(*levels, Text("refused", style="yellow"))
             continue
-        told = [_value(cell, "ok")]
+        told = [_count(cell, "ok")]
         for name in shown:
             told.append(_value(cell, name))
             if name == ENERGY:
@@ -127,9 +129,14 @@ def _cells(found: Study, console: Console) -> None:
     text = "one seed a row: no interval"
     if seeds > 1:
         text = f"means over {seeds} seeds, ± half of the {100 * LEVEL:.0f} % interval (Student's t)"
+        if any(_half(cell.figures.get(ENERGY)) == "0 %" for cell in found.cells):
+            text += "; 0 %: nothing in these points depends on the seed"
     if drawn:
-        text += f"; of draws: 5-95 % of {found.draws:,} draws of the power constants"
-    console.print(Text(text + "; times in seconds"), highlight=False)
+        share = "5-95 %" if found.draws >= FEWEST_FOR_QUANTILES else "least to greatest"
+        text += f"; of draws: {share} of {found.draws:,} draws of the power constants"
+    of = {_count(cell, "requests") for cell in found.cells if cell.refused is None}
+    counted = f"served of {of.pop()} requests a point; " if len(of) == 1 else ""
+    console.print(Text(f"{counted}{text}; times in seconds"), highlight=False)
     for reason in dict.fromkeys(cell.refused for cell in found.cells if cell.refused is not None):
         line(console, "refused  ", reason, "yellow")
 
@@ -152,6 +159,12 @@ def _half(estimate: Estimate | None) -> str:
         return "-"
     half = 50 * (estimate.high - estimate.low) / estimate.value
     return f"{half if half > _ROUNDING else 0:.2g} %"
+
+
+def _count(cell: Cell, name: str) -> str:
+    """A mean of counts over seeds, whole where it is."""
+    estimate = cell.figures.get(name)
+    return "-" if estimate is None or estimate.value is None else f"{estimate.value:,.1f}".removesuffix(".0")
 
 
 def _short(name: str) -> str:
@@ -214,10 +227,11 @@ def _fronts(found: Study, console: Console) -> None:
         for levels in one.cells:
             cell = by_levels[tuple(map(str, levels.values()))]
             named = " ".join(_level(level) for key, level in levels.items() if key not in one.within)
-            ends = [_figure(cell.figures.get(name) or missing(name)) for name in (x, y)]
+            ends = [_figure(cell, name) for name in (x, y)]
             members.append(f"{named or 'the one'} ({ends[0]}, {ends[1]})")
         line(console, f"{at}: " if at else "", "; ".join(members) or "none")
 
 
-def _figure(estimate: Estimate) -> str:
-    return quantity(estimate.value, "" if estimate.unit == "1" else estimate.unit)
+def _figure(cell: Cell, name: str) -> str:
+    estimate, unit = cell.figures.get(name), FIGURES[name].unit
+    return quantity(None if estimate is None else estimate.value, "" if unit == "1" else unit)

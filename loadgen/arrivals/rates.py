@@ -67,11 +67,6 @@ class Steps:
         rates_rps = np.array([s.rate_rps for s in self.stages], dtype=np.float64)
         return _through_stages(_unit(self.law, n, rng), durations_s, rates_rps)
 
-    @property
-    def expected_count(self) -> int:
-        """About how many arrivals all stages hold."""
-        return math.ceil(sum(s.rate_rps * s.duration_s for s in self.stages))
-
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
@@ -98,11 +93,6 @@ class Ramp:
     @property
     def _mass(self) -> float:
         return (self.start_rps + self.end_rps) / 2 * self.duration_s
-
-    @property
-    def expected_count(self) -> int:
-        """About how many arrivals the ramp holds: its mean rate times its duration."""
-        return math.ceil(self._mass - _HAIR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ What sweeps, the capacity planner and validation share. Everything in it is simu
 from loadgen.emulation.jobs import Jobs, Lengths, constant_lengths, jobs_of, lengths_of
 from loadgen.emulation.replica import simulate
 from loadgen.emulation.served import Served
-from loadgen.emulation.works import Works, power_draws
+from loadgen.emulation.works import Works, power_draws, redrawn_j
 
 __all__ = [
     "Jobs",
@@ -17,5 +17,6 @@ __all__ = [
     "jobs_of",
     "lengths_of",
     "power_draws",
+    "redrawn_j",
     "simulate",
 ]

@@ -22,7 +22,9 @@ def simulate(deployment: Deployment, jobs: Jobs, *, record: bool = False) -> Ser
     """Serves the jobs on a fresh engine, no HTTP and no clock: microseconds a request.
 
     As the embedded server does: beyond ``max_concurrent_requests`` a request is turned away at once, one
-    that could never be scheduled too. Nobody gives up waiting: requests are not timed out. ``record``
+    that could never be scheduled too. A resting engine begins with the first request that comes, so of a
+    burst the others wait for its step; a client that waited for an answer sends when the next step has
+    begun. Nobody gives up waiting: requests are not timed out. ``record``
     keeps what every step did (`Served.works`). Raises ConfigError where ``record`` is asked of a power
     cap, whose steps take longer under other power constants.
     """
@@ -81,25 +83,30 @@ class _Run:
         due_s = [*self._jobs.due_s.tolist(), inf]
         now_s, k = 0.0, 0
         while True:
-            work = engine.start_leap(now_s, due_s[k])
-            if work is not None:
-                start_s, now_s = now_s, now_s + work.duration_s
-                if recorder is not None:
-                    recorder.took(work.duration_s)
-                self._blocks = max(self._blocks, pool.total_blocks - pool.available_blocks)
-            elif due_s[k] < inf:
-                now_s = max(now_s, due_s[k])
-            else:
-                return
+            answering = bool(self._held) and self._may_send()
+            work = engine.start_leap(now_s, now_s if answering else due_s[k])
+            if work is None:
+                if answering:
+                    self._send(self._held.popleft(), now_s)
+                elif due_s[k] < inf:
+                    now_s = max(now_s, due_s[k])
+                    self._arrive(k, due_s[k])
+                    k += 1
+                else:
+                    return
+                continue
+            if recorder is not None:
+                recorder.took(work.duration_s)
+            self._blocks = max(self._blocks, pool.total_blocks - pool.available_blocks)
+            while self._held and self._may_send():
+                self._send(self._held.popleft(), now_s)
+            start_s, now_s = now_s, now_s + work.duration_s
             while due_s[k] <= now_s:
                 self._arrive(k, due_s[k])
                 k += 1
-            if work is not None:
-                for reason in engine.finish(now_s).values():
-                    self._in_flight -= reason is not None
-                yield start_s, work.duration_s, work.power_w
-            while self._held and self._may_send():
-                self._send(self._held.popleft(), now_s)
+            for reason in engine.finish(now_s).values():
+                self._in_flight -= reason is not None
+            yield start_s, work.duration_s, work.power_w
 
     def _may_send(self) -> bool:
         cap = self._jobs.max_in_flight

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.physics.hardware import Efficiency, Gpu
+from loadgen.physics.power import busy_powers_w
 from loadgen.physics.transformer import DecodeLine, StepCost, StepModel
 from loadgen.physics.uncertainty import draw
 from loadgen.types import Floats
+
+if TYPE_CHECKING:
+    from loadgen.emulation.served import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,8 @@ class Works:
 
     def busy_j(self, gpu: Gpu) -> float:
         """Joules of one board of these constants that does these steps in the same times."""
-        load = gpu.memory_weight * self.memory_utilisation + gpu.compute_weight * -np.expm1(
-            -self.compute_utilisation / gpu.compute_knee
-        )
-        power_w = gpu.active_w + (gpu.tdp_w - gpu.active_w) * np.minimum(1.0, load)
-        return float(np.sum(power_w * self.duration_s))
+        watts = busy_powers_w(gpu, self.memory_utilisation, self.compute_utilisation)
+        return float(watts @ self.duration_s)
 
 
 class Recorder:
@@ -93,3 +96,19 @@ class Recorder:
 def power_draws(gpu: Gpu, count: int, seed: int) -> list[Gpu]:
     """The board ``count`` times, its uncertain constants drawn anew (`loadgen.physics.uncertainty`)."""
     return [draw(gpu, Efficiency(), np.random.default_rng([seed, number]))[0] for number in range(count)]
+
+
+def redrawn_j(served: Served, gpu: Gpu, shards: int, drawn: Sequence[Gpu]) -> Floats:
+    """Joules of all ``shards`` boards, idle included, under other power constants; times stay, (draws,).
+
+    ``served``: with its works, on boards of ``gpu``. The tail after work lasts as long on every draw.
+    """
+    works = served.works
+    assert works is not None
+    idle_s = served.end_s - served.busy_s
+    above_w = gpu.tail_w - gpu.context_idle_w
+    tail_s = (served.idle_j / shards - idle_s * gpu.context_idle_w) / above_w if above_w > 0 else 0.0
+    joules = [
+        works.busy_j(one) + tail_s * one.tail_w + (idle_s - tail_s) * one.context_idle_w for one in drawn
+    ]
+    return shards * np.array(joules)

@@ -4,5 +4,6 @@
 the shapes of transformers and ``formats`` the number formats; ``transformer`` is
 the roofline step time, ``power`` what a busy board draws, ``memory`` what fits
 it, ``uncertainty`` random boards within what is known. Pure functions; nothing
-here keeps state or reads a clock, and only ``models.read_config`` reads a file.
+here keeps state or reads a clock, only ``models.read_config`` and
+``profile_file`` read files.
 """

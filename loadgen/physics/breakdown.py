@@ -72,9 +72,11 @@ class Mix(NamedTuple):
 class Group:
     """One group of a step, on one board; arrays of one shape.
 
-    ``flop``, ``traffic_bytes`` of its memory and ``link_bytes`` it sends; seconds;
-    ``bound`` is what those seconds are: compute, memory, link, latency (of the
-    link), host, or none for a group that is not in the step.
+    ``flop``, ``traffic_bytes`` of its memory and ``link_bytes`` it sends; seconds,
+    and those of its arithmetic and of its memory alone, of which ``time_s`` is
+    the larger (0 for what is neither: links and host). ``bound`` is what it waits
+    for: compute, memory, link, latency (of the link), host, or none for a group
+    that is not in the step.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Group:
     traffic_bytes: Floats
     link_bytes: Floats
     time_s: Floats
+    compute_s: Floats
+    memory_s: Floats
     bound: Strings
 
 
@@ -148,7 +152,8 @@ def _limited(
     name: str, flop: Floats, moved: Floats, compute_s: Floats, memory_s: Floats, used: npt.NDArray[np.bool_]
 ) -> Group:
     bound = np.where(compute_s > memory_s, "compute", "memory")
-    return _group(name, used, flop, moved, 0.0, np.maximum(compute_s, memory_s), bound)
+    time_s = np.maximum(compute_s, memory_s)
+    return _group(name, used, flop, moved, 0.0, time_s, bound, compute_s, memory_s)
 
 
 def _exchange(
@@ -167,9 +172,13 @@ def _group(
     sent: Floats | float,
     time_s: Floats,
     bound: Strings | str,
+    compute_s: Floats | float = 0.0,
+    memory_s: Floats | float = 0.0,
 ) -> Group:
-    flop, moved, sent, time_s = (np.where(used, value, 0.0) for value in (flop, moved, sent, time_s))
-    return Group(name, flop, moved, sent, time_s, np.where(used, bound, "none"))
+    flop, moved, sent, time_s, compute_s, memory_s = (
+        np.where(used, value, 0.0) for value in (flop, moved, sent, time_s, compute_s, memory_s)
+    )
+    return Group(name, flop, moved, sent, time_s, compute_s, memory_s, np.where(used, bound, "none"))
 
 
 class RequestCost(NamedTuple):
@@ -246,6 +255,8 @@ def decode_groups(
             added(group.traffic_bytes),
             added(group.link_bytes),
             added(group.time_s),
+            added(group.compute_s),
+            added(group.memory_s),
             shared(group.bound),
         )
         for group in breakdown(model, decode_mix(context, batch))

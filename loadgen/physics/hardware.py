@@ -8,7 +8,7 @@ real board replaces it. The boards themselves stand in ``loadgen.physics.boards`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
@@ -76,6 +76,22 @@ class Gpu:
     uncertainty: Mapping[str, float]
 
 
+def in_order(gpu: Gpu, tail_rise_w: float) -> Gpu:
+    """The board with powers that rise from bare idle to the TDP: each is lowered to the next where above it.
+
+    ``tail_rise_w``: watts that the tail stays above the level it decays to, within ``active_w``.
+    """
+    active_w = min(gpu.active_w, gpu.tdp_w)
+    context_idle_w = min(gpu.context_idle_w, active_w)
+    return replace(
+        gpu,
+        active_w=active_w,
+        context_idle_w=context_idle_w,
+        tail_w=min(context_idle_w + tail_rise_w, active_w),
+        bare_idle_w=min(gpu.bare_idle_w, context_idle_w),
+    )
+
+
 _KERNELS: dict[str, Constant[float]] = {
     "compute": Constant(
         0.55, "overall MFU; GEMM MFU .40 at 256 rows to .77 at >= 1024 in Vidur's H100 profile", 0.25
@@ -93,6 +109,9 @@ _KERNELS: dict[str, Constant[float]] = {
     ),
     "graph_max_rows": Constant(32, "TGI v3 captures CUDA graphs for batches 1, 2, 4, 8, 16 and 32"),
 }
+
+VLLM_GRAPH_ROWS = 512
+"""Decode rows up to which vLLM V1 captures CUDA graphs when not told (its max_cudagraph_capture_size)."""
 
 
 @dataclass(frozen=True, slots=True)

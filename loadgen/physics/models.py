@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loadgen.config import known, show
 from loadgen.errors import ConfigError
 from loadgen.physics.formats import Dtype
 
@@ -153,7 +154,11 @@ _FOREIGN = {
     "mamba_d_state": "state-space layers are not modelled",
     "linear_num_value_heads": "linear attention is not modelled",
     "first_k_dense_replace": "a mix of dense and expert layers is not modelled",
+    "intermediate_size_mlp": "a mix of dense and expert layers is not modelled",
+    "n_routed_experts": "experts are read from num_local_experts or num_experts",
+    "moe_num_experts": "experts are read from num_local_experts or num_experts",
 }
+_MOST = 10**9
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 _MIXING_STEPS = ("decoder_sparse_step", "interleave_moe_layer_step")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts")
@@ -167,7 +172,7 @@ class _Config:
         self.place = place
 
     def refuse(self, key: str, expectation: str) -> ConfigError:
-        got = json.dumps(self.keys[key]) if key in self.keys else "nothing"
+        got = show(self.keys[key]) if key in self.keys else "nothing"
         return ConfigError(f"{self.place}: {key}: expected {expectation}, got {got}")
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -176,6 +181,8 @@ class _Config:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refuse(key, "a whole number >= 1")
+        if value > _MOST:
+            raise self.refuse(key, f"at most {_MOST:,}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -202,6 +209,8 @@ class _Config:
             raise self.refuse(
                 "layer_types", f"a list of {', '.join(others)} or {last} (others are not modelled)"
             )
+        if layers and len(layers) != self.keys.get("num_hidden_layers"):
+            raise self.refuse("layer_types", f"one a layer, {self.keys.get('num_hidden_layers')}")
         if kind in _FAMILIES:
             return _FAMILIES[kind]
         names = self.keys.get("architectures") or []
@@ -209,7 +218,8 @@ class _Config:
             raise self.refuse("architectures", "a decoder-only transformer, one that ends in ForCausalLM")
         if self.keys.get("hidden_act") not in ("silu", "swish"):
             raise self.refuse("hidden_act", f"silu, as model_type {kind} is none of {', '.join(_FAMILIES)}")
-        return _FAMILIES["llama"]
+        # Transformers takes the heads as tied where neither the file nor the kind's own class says.
+        return _FAMILIES["llama"]._replace(tied=True)
 
 
 def transformer_from(keys: Mapping[str, Any], model_id: str, hub_id: str, place: str) -> Transformer:
@@ -283,7 +293,7 @@ def read_config(path: str | Path) -> Transformer:
         keys = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected JSON: {error}") from error
     if not isinstance(keys, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(keys).__name__}")
@@ -335,3 +345,14 @@ MODELS: dict[str, Transformer] = {
         _published("qwen2.5-14b", "Qwen/Qwen2.5-14B-Instruct", "qwen2", "48 5120 40 8 13824 152064 32768"),
     )
 }
+
+
+def find_model(name: str, place: str = "model") -> Transformer:
+    """The model of this id, or of the ``config.json`` at this path.
+
+    Raises ConfigError naming ``place`` and the nearest id, or what is wrong with the file.
+    """
+    path = Path(name)
+    if name not in MODELS and (path.suffix == ".json" or path.exists()):
+        return read_config(path)
+    return known(place, name, MODELS, ", or the path of a config.json")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from math import exp
 
+import numpy as np
+
 from loadgen.physics.hardware import Gpu
+from loadgen.types import Floats
 
 
 def busy_power_w(gpu: Gpu, memory_utilisation: float, compute_utilisation: float) -> float:
@@ -21,3 +24,12 @@ def busy_power_w(gpu: Gpu, memory_utilisation: float, compute_utilisation: float
         1.0 - exp(-compute_utilisation / gpu.compute_knee)
     )
     return gpu.active_w + (gpu.tdp_w - gpu.active_w) * min(1.0, load)
+
+
+def busy_powers_w(gpu: Gpu, memory_utilisation: Floats, compute_utilisation: Floats) -> Floats:
+    """The same of many steps at once, (k,): watts."""
+    load = gpu.memory_weight * memory_utilisation + gpu.compute_weight * -np.expm1(
+        -compute_utilisation / gpu.compute_knee
+    )
+    watts: Floats = gpu.active_w + (gpu.tdp_w - gpu.active_w) * np.minimum(1.0, load)
+    return watts

@@ -1,43 +1,25 @@
-"""A hardware profile: one board and its kernels' efficiency as JSON, every constant with its origin.
+"""A hardware profile: one board and its kernels' efficiency, every constant with its origin.
 
-``find_board`` takes an id of the table or the path of a profile, wherever a board is named.
 What a run was calibrated to is ``measured`` or ``simulated``; every other constant keeps the
-source it has in the table.
+source it has in the table. `loadgen.physics.profile_file` finds, reads and writes them.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from loadgen.errors import ConfigError
-from loadgen.physics.boards import GPUS
-from loadgen.physics.hardware import Efficiency, Gpu
+from loadgen.physics.hardware import Efficiency, Gpu, in_order
 
-SCHEMA, KIND = 1, "loadgen-hardware-profile"
 Label = Literal["measured", "simulated"]
 
-_TEXTS = ("id", "name")
+TEXTS = ("id", "name")
 _TABLES = ("sources", "uncertainty")
-GPU_FIELDS = tuple(f.name for f in fields(Gpu) if f.name not in _TEXTS + _TABLES)
+GPU_FIELDS = tuple(f.name for f in fields(Gpu) if f.name not in TEXTS + _TABLES)
 EFFICIENCY_FIELDS = tuple(f.name for f in fields(Efficiency) if f.name not in _TABLES)
-_KEYS = ("schema", "kind", "id", "name", "base", "label", "runs", "gpu", "efficiency", "calibration")
-_CONSTANT_KEYS = ("value", "source", "relative_uncertainty", "low", "high", "label", "runs")
-_MAY_BE_ZERO = {
-    *("tail_s", "allreduce_latency_s", "graph_overhead_s", "eager_overhead_s", "decomposition_s"),
-    *("memory_weight", "compute_weight", "power_spread", "sensor_gain_error", "graph_max_rows"),
-}
-_SHARES = ("compute", "bandwidth")
-_RISING = ("bare_idle_w", "context_idle_w", "tail_w", "active_w", "tdp_w")
 _WIDEST = 9.0
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +66,7 @@ class Profile:
                 sources=dict(old.sources) | dict.fromkeys(own, source),
                 uncertainty=dict(old.uncertainty) | wide,
             )
-        parts["gpu"] = _in_order(parts["gpu"], self.gpu)
+        parts["gpu"] = in_order(parts["gpu"], self.gpu.tail_w - self.gpu.context_idle_w)
         return replace(self, **parts, fitted={**self.fitted, **fitted})
 
 
@@ -97,271 +79,3 @@ def relative_uncertainty(value: float, low: float, high: float) -> float:
         return 0.0
     below = value / low if low > 0 else math.inf
     return min(max(high / value, below, 1.0) - 1.0, _WIDEST)
-
-
-def find_board(name: str, *, place: str = "server.gpu") -> tuple[Gpu, Efficiency]:
-    """The board of the table with this id, or of the profile at this path, with its kernels' efficiency.
-
-    ``place`` names it in errors. Raises ConfigError in one line: an unknown id with the nearest
-    one, or the file, key, value and expectation of a profile that cannot be used.
-    """
-    found = profile_of(name, place=place)
-    return found.gpu, found.efficiency
-
-
-def profile_of(name: str, *, place: str = "server.gpu") -> Profile:
-    """The same as a profile: of an id, one that no run told anything."""
-    if name in GPUS:
-        return Profile(GPUS[name], Efficiency(), name)
-    path = Path(name)
-    if path.suffix == ".json" or path.is_file():
-        return read_profile(path)
-    raise ConfigError(
-        f"{place}: expected one of {', '.join(GPUS)}, or the path of a hardware profile (.json), "
-        f"got {name}{_near(name, GPUS)}"
-    )
-
-
-def write_profile(path: str | Path, profile: Profile) -> None:
-    """Writes the profile as JSON, every field of the board and its efficiency with its origin.
-
-    Raises ConfigError when the file cannot be written.
-    """
-    text = json.dumps(as_json(profile), indent=2, allow_nan=False) + "\n"
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def as_json(profile: Profile) -> dict[str, Any]:
-    """The profile as the object its file holds."""
-
-    def constants(part: Gpu | Efficiency, names: Sequence[str]) -> dict[str, Any]:
-        return {name: _constant(part, name, profile.fitted.get(name)) for name in names}
-
-    return {
-        "schema": SCHEMA,
-        "kind": KIND,
-        "id": profile.gpu.id,
-        "name": profile.gpu.name,
-        "base": profile.base,
-        "label": profile.label,
-        "runs": [dict(run) for run in profile.runs],
-        "gpu": constants(profile.gpu, GPU_FIELDS),
-        "efficiency": constants(profile.efficiency, EFFICIENCY_FIELDS),
-        "calibration": dict(profile.calibration),
-    }
-
-
-def read_profile(path: str | Path) -> Profile:
-    """The profile that a file holds. What it leaves out is taken from its ``base``.
-
-    Raises ConfigError naming file, key, value and expectation.
-    """
-    path = Path(path)
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: expected a hardware profile in JSON: {error}") from error
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(keys).__name__}")
-    return _Reader(path, keys).profile()
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"a finite number, got {text}")
-
-
-def _constant(part: Gpu | Efficiency, name: str, fitted: Fitted | None) -> dict[str, Any]:
-    value = getattr(part, name)
-    wide = part.uncertainty[name]
-    found: dict[str, Any] = {
-        "value": dict(value) if isinstance(value, Mapping) else value,
-        "source": part.sources[name],
-        "relative_uncertainty": wide,
-        "low": None,
-        "high": None,
-        "label": None,
-        "runs": [],
-    }
-    if fitted is not None:
-        return found | {
-            "low": fitted.low,
-            "high": fitted.high,
-            "label": fitted.label,
-            "runs": list(fitted.runs),
-        }
-    if isinstance(value, int | float) and wide > 0:
-        found |= {"low": value / (1.0 + wide), "high": value * (1.0 + wide)}
-    return found
-
-
-def _in_order(gpu: Gpu, before: Gpu) -> Gpu:
-    """Powers in rising order again; the tail keeps its distance from the level it decays to."""
-    active_w = min(gpu.active_w, gpu.tdp_w)
-    context_idle_w = min(gpu.context_idle_w, active_w)
-    rise_w = before.tail_w - before.context_idle_w
-    return replace(
-        gpu,
-        active_w=active_w,
-        context_idle_w=context_idle_w,
-        tail_w=min(context_idle_w + rise_w, active_w),
-        bare_idle_w=min(gpu.bare_idle_w, context_idle_w),
-    )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-class _Reader:
-    """One profile's keys, refused by name."""
-
-    def __init__(self, path: Path, keys: Mapping[str, Any]) -> None:
-        self._path, self._keys = path, keys
-
-    def refuse(self, key: str, expected: str, got: Any) -> ConfigError:
-        return ConfigError(f"{self._path} {key}: expected {expected}, got {json.dumps(got)}")
-
-    def known(self, keys: Mapping[str, Any], names: Sequence[str], place: str = "") -> None:
-        for key in keys:
-            if key not in names:
-                raise ConfigError(
-                    f"{self._path} {place}{key}: expected one of {', '.join(names)}{_near(key, names)}"
-                )
-
-    def profile(self) -> Profile:
-        keys = self._keys
-        if keys.get("kind") != KIND:
-            raise self.refuse("kind", KIND, keys.get("kind"))
-        if keys.get("schema") != SCHEMA or isinstance(keys.get("schema"), bool):
-            raise self.refuse("schema", f"{SCHEMA}, what this version reads", keys.get("schema"))
-        self.known(keys, _KEYS)
-        base = self._base()
-        runs = keys.get("runs", [])
-        if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-            raise self.refuse("runs", "a list of objects", runs)
-        fitted: dict[str, Fitted] = {}
-        start = None if base is None else GPUS[base]
-        gpu = self._part("gpu", GPU_FIELDS, start, len(runs), fitted)
-        efficiency = self._part("efficiency", EFFICIENCY_FIELDS, Efficiency(), len(runs), fitted)
-        texts = {key: keys.get(key, getattr(start, key, None)) for key in _TEXTS}
-        for key, text in texts.items():
-            if not isinstance(text, str) or not text.strip():
-                raise self.refuse(key, "a text", text)
-        if not _ID.fullmatch(texts["id"]):
-            raise self.refuse("id", "letters, digits, dots and dashes", texts["id"])
-        board = Gpu(**texts, **gpu[0], sources=gpu[1], uncertainty=gpu[2])
-        for low, high in pairwise(_RISING):
-            if getattr(board, low) > getattr(board, high):
-                above = f"at most gpu.{high}, {getattr(board, high):g}"
-                raise self.refuse(f"gpu.{low}", above, getattr(board, low))
-        calibration = keys.get("calibration", {})
-        if not isinstance(calibration, dict):
-            raise self.refuse("calibration", "an object", calibration)
-        return Profile(
-            board,
-            Efficiency(**efficiency[0], sources=efficiency[1], uncertainty=efficiency[2]),
-            base,
-            self._label(keys.get("label"), "label"),
-            tuple(runs),
-            fitted,
-            calibration,
-        )
-
-    def _base(self) -> str | None:
-        base = self._keys.get("base")
-        if base is not None and base not in list(GPUS):
-            near = _near(str(base), GPUS)
-            raise self.refuse("base", f"one of {', '.join(GPUS)}, or null{near}", base)
-        found: str | None = base
-        return found
-
-    def _label(self, label: Any, key: str) -> Label | None:
-        if label is not None and label not in get_args(Label):
-            raise self.refuse(key, f"{', '.join(get_args(Label))} or null", label)
-        found: Label | None = label
-        return found
-
-    def _part(
-        self,
-        part: str,
-        names: Sequence[str],
-        start: Gpu | Efficiency | None,
-        runs: int,
-        fitted: dict[str, Fitted],
-    ) -> tuple[dict[str, Any], dict[str, str], dict[str, float]]:
-        """Values, sources and uncertainties of a section; ``fitted`` takes up what runs told."""
-        given = self._keys.get(part, {})
-        if not isinstance(given, dict):
-            raise self.refuse(part, "an object", given)
-        self.known(given, names, f"{part}.")
-        values, sources, wide = {}, {}, {}
-        for name in names:
-            if name not in given:
-                if start is None:
-                    raise ConfigError(f"{self._path} {part}.{name}: expected a value, as there is no base")
-                values[name] = getattr(start, name)
-                sources[name], wide[name] = start.sources[name], start.uncertainty[name]
-                continue
-            place, constant = f"{part}.{name}", given[name]
-            if not isinstance(constant, dict) or "value" not in constant:
-                raise self.refuse(place, "an object with value and source", constant)
-            self.known(constant, _CONSTANT_KEYS, f"{place}.")
-            values[name] = self._value(name, constant["value"], f"{place}.value")
-            source = constant.get("source")
-            if not isinstance(source, str) or not source.strip():
-                raise self.refuse(f"{place}.source", "a text: where the value is from", source)
-            sources[name] = source
-            wide[name] = self._number(
-                constant.get("relative_uncertainty", 0.0), f"{place}.relative_uncertainty", 0
-            )
-            told = self._fitted(constant, values[name], place, runs)
-            if told is not None:
-                fitted[name] = told
-        return values, sources, wide
-
-    def _fitted(self, constant: Mapping[str, Any], value: Any, place: str, runs: int) -> Fitted | None:
-        label = self._label(constant.get("label"), f"{place}.label")
-        if label is None:
-            return None
-        low = self._number(constant.get("low"), f"{place}.low", 0)
-        high = self._number(constant.get("high"), f"{place}.high", 0)
-        if not low <= value <= high:
-            raise self.refuse(f"{place}.value", f"a value within low {low:g} and high {high:g}", value)
-        which = constant.get("runs", [])
-        if not isinstance(which, list) or any(
-            not isinstance(k, int) or isinstance(k, bool) or not 0 <= k < runs for k in which
-        ):
-            raise self.refuse(f"{place}.runs", f"places in runs, 0 to {runs - 1}", which)
-        return Fitted(low, high, label, tuple(which))
-
-    def _value(self, name: str, value: Any, place: str) -> Any:
-        if name == "peak_flop_per_s":
-            if not isinstance(value, dict) or not value:
-                raise self.refuse(place, "an object of rates by number format", value)
-            return {k: self._number(v, f"{place}.{k}", None) for k, v in value.items()}
-        if name == "tgi_f16_flop_per_s" and value is None:
-            return None
-        number = self._number(value, place, 0 if name in _MAY_BE_ZERO else None)
-        if name in _SHARES and number > 1:
-            raise self.refuse(place, "a share of the peak, above 0 and at most 1", value)
-        if name == "graph_max_rows":
-            if number != int(number):
-                raise self.refuse(place, "a whole number", value)
-            return int(number)
-        return number
-
-    def _number(self, value: Any, place: str, least: float | None) -> float:
-        """A finite number above 0, or from ``least`` on."""
-        expected = "a number above 0" if least is None else f"a number >= {least:g}"
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.refuse(place, expected, value)
-        number = float(value)
-        if not math.isfinite(number) or (number <= 0 if least is None else number < least):
-            raise self.refuse(place, expected, value)
-        return number

@@ -8,13 +8,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from loadgen.physics.hardware import Efficiency, Gpu
+from loadgen.physics.hardware import Efficiency, Gpu, in_order
+from loadgen.types import Floats
 
 T = TypeVar("T", Gpu, Efficiency)
 
 _TWO_SIDED_95 = 1.959964
 """Standard deviations of a normal within which 95 % lie."""
 _LARGEST_DEVIATION = 3.0
+TAIL = 0.05
+"""Share of the draws that a range leaves out at either end."""
+FEWEST_FOR_QUANTILES = 19
+"""Draws from which the quantiles at `TAIL` are order statistics; of fewer the range is of all."""
 _NOT_CONSTANTS = {"id", "name", "sources", "uncertainty"}
 
 
@@ -37,16 +42,8 @@ def draw(gpu: Gpu, efficiency: Efficiency, rng: np.random.Generator) -> tuple[Gp
     """
     drawn = _perturb(gpu, rng)
     efficiency = _perturb(efficiency, rng)
-    active_w = min(drawn.active_w, drawn.tdp_w)
-    context_idle_w = min(drawn.context_idle_w, active_w)
     rise_w = (gpu.tail_w - gpu.context_idle_w) * (drawn.tail_w / gpu.tail_w)
-    return replace(
-        drawn,
-        active_w=active_w,
-        tail_w=min(context_idle_w + rise_w, active_w),
-        context_idle_w=context_idle_w,
-        bare_idle_w=min(drawn.bare_idle_w, context_idle_w),
-    ), efficiency
+    return in_order(drawn, rise_w), efficiency
 
 
 def _perturb(constants: T, rng: np.random.Generator) -> T:
@@ -60,3 +57,14 @@ def _perturb(constants: T, rng: np.random.Generator) -> T:
             value = getattr(constants, field.name)
             changed[field.name] = value * exp(log1p(relative) / _TWO_SIDED_95 * deviation)
     return replace(constants, **changed)  # type: ignore[arg-type]
+
+
+def range_of_draws(values: Floats) -> tuple[float, float]:
+    """5 and 95 % of one figure over draws, (n,), in its unit; below 19 draws least and greatest.
+
+    Order statistics k / (n + 1), type 6 of Hyndman and Fan (1996): one more draw falls between them
+    as often as the levels say.
+    """
+    levels = (TAIL, 1 - TAIL) if len(values) >= FEWEST_FOR_QUANTILES else (0.0, 1.0)
+    low, high = np.quantile(values, levels, method="weibull")
+    return float(low), float(high)

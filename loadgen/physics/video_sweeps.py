@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-DIMENSIONS = ("resolution", "frames", "steps")
+VARIES: Mapping[str, tuple[str, ...]] = {
+    "resolution": ("height", "width"),
+    "frames": ("frames",),
+    "steps": ("steps",),
+}
+"""What of a `Setting` a sweep over each dimension changes."""
 
 
 class Setting(NamedTuple):
@@ -18,11 +23,11 @@ class Setting(NamedTuple):
 
     def varying(self, dimension: str) -> tuple[float, ...]:
         """What a sweep over this dimension changes: height and width, frames, or steps."""
-        return {"resolution": self[:2], "frames": self[2:3], "steps": self[3:]}[dimension]
+        return tuple(getattr(self, name) for name in VARIES[dimension])
 
-    def held(self, dimension: str) -> tuple[float, ...]:
-        """What it leaves alone, in the order of the fields."""
-        return {"resolution": self[2:], "frames": (*self[:2], self.steps), "steps": self[:3]}[dimension]
+    def held(self, dimension: str) -> dict[str, float]:
+        """What it leaves alone, by name."""
+        return {name: value for name, value in self._asdict().items() if name not in VARIES[dimension]}
 
 
 class Sweep(NamedTuple):
@@ -40,10 +45,10 @@ def find_sweeps(settings: Sequence[Setting]) -> dict[str, Sweep]:
     A video may stand in all three. A sweep of one value is a point: nothing varies. Of no video, none.
     """
     found = {}
-    for dimension in DIMENSIONS if settings else ():
+    for dimension in VARIES if settings else ():
         groups: dict[tuple[float, ...], list[int]] = {}
         for row, setting in enumerate(settings):
-            groups.setdefault(setting.held(dimension), []).append(row)
+            groups.setdefault(tuple(setting.held(dimension).values()), []).append(row)
         sweeps = [
             Sweep(tuple(rows), len({settings[row].varying(dimension) for row in rows}), settings[rows[0]])
             for rows in groups.values()

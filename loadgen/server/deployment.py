@@ -5,22 +5,19 @@ The service serves it over HTTP; benchmarks and planners drive its engine direct
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from loadgen.errors import ConfigError
+from loadgen.config import known
 from loadgen.launch import Launch
 from loadgen.physics.capped import CappedStepModel
 from loadgen.physics.clocks import at_clock, check_cap, check_clock, clocks_of
 from loadgen.physics.formats import DTYPES
-from loadgen.physics.hardware import Efficiency, Gpu
-from loadgen.physics.models import MODELS, Transformer, read_config
-from loadgen.physics.profile import find_board
+from loadgen.physics.hardware import VLLM_GRAPH_ROWS, Efficiency, Gpu
+from loadgen.physics.models import find_model
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import profile_of
 from loadgen.physics.transformer import StepModel
 from loadgen.physics.uncertainty import draw
 from loadgen.server.engine import CostModel, Engine, Policy
@@ -29,20 +26,21 @@ from loadgen.server.limits import derive_limits
 from loadgen.server.tgi_policy import TgiPolicy, UnchunkedTgiPolicy
 from loadgen.server.vllm_policy import VllmPolicy
 
-T = TypeVar("T")
-_VLLM_GRAPH_ROWS = 512
-"""Decode rows up to which vLLM V1 captures CUDA graphs when not told (its max_cudagraph_capture_size)."""
 _BOARD_STREAM, _DRAW_STREAM = 0x626F6172, 0x64726177  # keep these draws apart from the plan's streams
 
 
 class Deployment:
-    """What a launch describes. Raises ConfigError for an unknown id, CapacityError when it cannot fit."""
+    """What a launch describes. ``profile``: of the board, instead of what ``launch.gpu`` names.
 
-    def __init__(self, launch: Launch) -> None:
+    Raises ConfigError for an unknown id, CapacityError when it cannot fit.
+    """
+
+    def __init__(self, launch: Launch, profile: Profile | None = None) -> None:
         self.launch = launch
-        self.model = _model(launch.model)
-        gpu, efficiency = find_board(launch.gpu)
-        self.dtype = _known("dtype", launch.dtype, DTYPES)
+        self.profile = profile_of(launch.gpu) if profile is None else profile
+        self.model = find_model(launch.model, "server.model")
+        gpu, efficiency = self.profile.gpu, self.profile.efficiency
+        self.dtype = known("server.dtype", launch.dtype, DTYPES)
         efficiency = replace(efficiency, graph_max_rows=_graph_rows(launch, efficiency))
         hardware = launch.hardware
         if hardware.power_cap_w is not None:
@@ -137,20 +135,4 @@ def _graph_rows(launch: Launch, efficiency: Efficiency) -> int:
     graphs = launch.launcher.cuda_graphs
     if graphs is not None:
         return max(graphs, default=0)
-    return _VLLM_GRAPH_ROWS if launch.scheduling == "vllm" else efficiency.graph_max_rows
-
-
-def _model(name: str) -> Transformer:
-    path = Path(name)
-    if name not in MODELS and (path.suffix == ".json" or path.exists()):
-        return read_config(path / "config.json" if path.is_dir() else path)
-    return _known("model", name, MODELS)
-
-
-def _known(what: str, name: str, table: Mapping[str, T]) -> T:
-    if name in table:
-        return table[name]
-    near = get_close_matches(name, table, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    also = ", or the path of a config.json" if what == "model" else ""
-    raise ConfigError(f"server.{what}: expected one of {', '.join(table)}{also}, got {name}{hint}")
+    return VLLM_GRAPH_ROWS if launch.scheduling == "vllm" else efficiency.graph_max_rows

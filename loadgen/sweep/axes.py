@@ -47,8 +47,8 @@ def listed(points: Sequence[Point]) -> tuple[Point, ...]:
     for number, point in enumerate(points):
         if set(point) != set(points[0]):
             raise ConfigError(
-                f"expected the same keys in every point ({', '.join(points[0])}), got {', '.join(point)} "
-                f"in point {number}"
+                f"expected the same keys in every point ({', '.join(map(str, points[0]))}), got "
+                f"{', '.join(map(str, point))} in point {number}"
             )
     return tuple({key: point[key] for key in points[0]} for point in points)
 

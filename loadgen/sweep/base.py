@@ -42,6 +42,7 @@ def put(tree: Tree, dotted: str, value: Any, origin: Callable[[Place], str]) -> 
     held = tree.get(dotted)
     if kind in value and isinstance(held, dict):
         tree.drop(dotted, *(key for key in list(held) if key not in shared))
+        tree.origins[tuple(dotted.split("."))] = origin(())
     for key, inner in value.items():
         put(tree, f"{dotted}.{key}", inner, lambda place, key=key: origin((key, *place)))  # type: ignore[misc]
 

@@ -7,6 +7,7 @@ arrivals but for the scale (common random numbers): what differs between two of 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -17,11 +18,12 @@ import numpy as np
 
 from loadgen.emulation.jobs import Jobs, Lengths, constant_lengths, lengths_of
 from loadgen.emulation.replica import simulate
-from loadgen.emulation.served import Served
-from loadgen.emulation.works import power_draws
+from loadgen.emulation.works import power_draws, redrawn_j
 from loadgen.errors import CapacityError, ConfigError
+from loadgen.experiment import Order, execute_unseen
 from loadgen.physics.hardware import Gpu
 from loadgen.physics.transformer import StepModel
+from loadgen.physics.uncertainty import range_of_draws
 from loadgen.plan import Planned, build, demand_times
 from loadgen.prompts.tokens import count_tokens
 from loadgen.scenario import FixedPrompts, Scenario, TracePrompts
@@ -40,8 +42,6 @@ Measure = Callable[[Path], Mapping[str, Any]]
 _DIGITS = 7
 _MOST_CACHED = 200_000
 """Requests whose lengths are kept, about 50 MB with the token ids of prompts."""
-_TAIL = 0.05
-_FEWEST_FOR_QUANTILES = 19
 
 
 def row_of(point: Point, *, draws: int, measure: Measure | None = None) -> Row:
@@ -141,41 +141,17 @@ def _direct(point: Point, draws: int) -> tuple[dict[str, Any], list[float] | Non
         "preemptions": served.preemptions,
     }
     n = figures["ok"]
-    draws_j = _redrawn_j(deployment, served, draws) / n if record and n else None
-    if draws_j is None:
+    if not (record and n):
         return figures, None
-    low_j, high_j = envelope(draws_j)
+    shards = deployment.launch.launcher.num_shard
+    draws_j = redrawn_j(served, deployment.gpu, shards, _drawn(deployment.gpu, draws)) / n
+    low_j, high_j = range_of_draws(draws_j)
     figures |= {"energy_low_j": low_j, "energy_high_j": high_j}
     return figures, [float(f"{x:.{_DIGITS}g}") for x in draws_j.tolist()]
 
 
-def envelope(values: Floats) -> tuple[float, float]:
-    """5 and 95 % order statistics k / (n + 1) of draws; below 19 draws, where these are none, the range."""
-    levels = (_TAIL, 1 - _TAIL) if len(values) >= _FEWEST_FOR_QUANTILES else (0.0, 1.0)
-    low, high = np.quantile(values, levels, method="weibull")
-    return float(low), float(high)
-
-
-def _redrawn_j(deployment: Deployment, served: Served, draws: int) -> Floats:
-    """Energy of all boards under each draw of the power constants, (draws,); times stay as they are.
-
-    The same draws at every point of a board, so that ratios of points can be drawn too.
-    """
-    works, gpu = served.works, deployment.gpu
-    assert works is not None
-    shards = deployment.launch.launcher.num_shard
-    idle_s = served.end_s - served.busy_s
-    above_w = gpu.tail_w - gpu.context_idle_w
-    tail_s = (served.idle_j / shards - idle_s * gpu.context_idle_w) / above_w if above_w > 0 else 0.0
-
-    def energy_j(drawn: Gpu) -> float:
-        rest_j = tail_s * drawn.tail_w + (idle_s - tail_s) * drawn.context_idle_w
-        return shards * (works.busy_j(drawn) + rest_j)
-
-    return np.array([energy_j(drawn) for drawn in _drawn(gpu, draws)])
-
-
 def _drawn(gpu: Gpu, draws: int) -> list[Gpu]:
+    """The same at every point of a board, so that ratios of points can be drawn too."""
     board, drawn = _DRAWN.get((gpu.id, draws), (None, []))
     if board != gpu:
         drawn = power_draws(gpu, draws, seed=0)
@@ -207,18 +183,6 @@ def planned_of(point: Point) -> Planned:
 
 
 def _whole_path(point: Point, measure: Measure) -> dict[str, Any]:
-    import asyncio
-    import tempfile
-
-    from rich.console import Console
-
-    from loadgen import clock
-    from loadgen.experiment import Order, execute
-    from loadgen.progress import RunView
-
     with tempfile.TemporaryDirectory(prefix="loadgen-sweep-") as scratch:
         order = Order(point.scenario, "", planned_of(point), Path(scratch))
-        view = RunView(Console(stderr=True), 0, quiet=True)
-        with asyncio.Runner(loop_factory=clock.VirtualLoop) as runner:
-            path = runner.run(execute(order, view))
-        return dict(measure(path))
+        return dict(measure(execute_unseen(order)))

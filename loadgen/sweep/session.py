@@ -9,13 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from loadgen import pool
+from loadgen import pool, shipped
 from loadgen.config import show
 from loadgen.errors import ConfigError, LoadgenError
 from loadgen.progress import CountView
 from loadgen.sweep import store as stores
 from loadgen.sweep.point import Measure, Row, row_of
-from loadgen.sweep.shipped import find_sweep
 from loadgen.sweep.store import Store
 from loadgen.sweep.sweep_file import Point, Sweep, read_sweep
 
@@ -78,7 +77,7 @@ def order_of(flags: argparse.Namespace) -> Order:
 def read(order: Order) -> Sweep:
     """The sweep of an order. Raises ConfigError, RunDirError."""
     if order.file is not None:
-        return read_sweep(find_sweep(order.file), order.overrides, http=order.http)
+        return read_sweep(shipped.find(order.file, "sweep"), order.overrides, http=order.http)
     if order.resume is None:
         raise ConfigError("expected a sweep's file, or --resume DIR")
     manifest = stores.read_manifest(order.resume)
@@ -131,15 +130,15 @@ def run(order: Order, measure: Measure) -> Swept:
         except (KeyboardInterrupt, LoadgenError) as exc:
             rows.close()  # type: ignore[attr-defined]
             store.status("interrupted")
-            kept = len(store.rows())
+            kept = f"{len(store.rows())} of {len(sweep.points)} points are kept"
+            if isinstance(exc, LoadgenError):
+                talk.print(f"ended by a mistake: {kept} in {store.path}", highlight=False, soft_wrap=True)
+                raise
             talk.print(
-                f"interrupted: {kept} of {len(sweep.points)} points are kept; "
-                f"go on with: loadgen sweep --resume {store.path}",
+                f"interrupted: {kept}; go on with: loadgen sweep --resume {store.path}",
                 highlight=False,
                 soft_wrap=True,
             )
-            if isinstance(exc, LoadgenError):
-                raise
         else:
             store.status("complete")
         kept_rows = store.rows()

@@ -22,11 +22,11 @@ from loadgen import provenance
 from loadgen.errors import ConfigError, RunDirError
 from loadgen.rundir import new_path
 from loadgen.sweep.figures import FIGURES
+from loadgen.sweep.point import Row
 from loadgen.sweep.sweep_file import Sweep
 
 SCHEMA = 1
 MANIFEST, ROWS, TABLE = "sweep.json", "rows.jsonl", "table.csv"
-Row = dict[str, Any]
 
 
 class Store:
@@ -66,21 +66,16 @@ class Store:
         return [found[number] for number in sorted(found)]
 
     def status(self, status: str) -> None:
-        """``running``, ``interrupted`` or ``complete``, in sweep.json."""
+        """``running``, ``interrupted`` or ``complete``, in sweep.json, which is replaced at once."""
         self.manifest["status"] = status
-        self.write(MANIFEST, orjson.dumps(self.manifest, option=orjson.OPT_INDENT_2) + b"\n")
-
-    def write(self, name: str, content: bytes) -> Path:
-        """Replaces a file of the directory at once."""
-        draft = self.path / f"{name}.tmp"
+        file, draft = self.path / MANIFEST, self.path / f"{MANIFEST}.tmp"
         try:
-            draft.write_bytes(content)
-            os.replace(draft, self.path / name)
+            draft.write_bytes(orjson.dumps(self.manifest, option=orjson.OPT_INDENT_2) + b"\n")
+            os.replace(draft, file)
         except OSError as exc:
-            raise RunDirError(f"cannot write {self.path / name}: {exc.strerror or exc}") from exc
-        return self.path / name
+            raise RunDirError(f"cannot write {file}: {exc.strerror or exc}") from exc
 
-    def write_table(self, rows: Sequence[Row]) -> Path:
+    def write_table(self, rows: Sequence[Row]) -> None:
         """table.csv: a line a point; its axes, why it was refused, its figures. Empty: there is none."""
         axes = list(rows[0]["axes"]) if rows else []
         names = [name for name in FIGURES if any(name in row["figures"] for row in rows)]
@@ -94,7 +89,6 @@ class Store:
                     table.writerow([row["point"], *row["axes"].values(), row["refused"], *told])
         except OSError as exc:
             raise RunDirError(f"cannot write {path}: {exc.strerror or exc}") from exc
-        return path
 
 
 def append(rows: BinaryIO, row: Row) -> None:

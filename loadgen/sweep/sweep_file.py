@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loadgen import provenance
+from loadgen import provenance, shipped
 from loadgen.config import Place, Tree, explain, near, parse_value, read_yaml, show
 from loadgen.errors import CapacityError, ConfigError
 from loadgen.launch import Launch
 from loadgen.scenario import Scenario
-from loadgen.scenario_file import find_scenario, validate
+from loadgen.scenario_file import validate
 from loadgen.server.deployment import Deployment
 from loadgen.sweep import axes, spec
 from loadgen.sweep.axes import Label, Level
@@ -188,7 +188,7 @@ def _base(tree: Tree, sheet: Sheet) -> tuple[Tree, Path]:
     if isinstance(sheet.scenario, str):
         near_by = folder / sheet.scenario
         try:
-            file = near_by if near_by.is_file() else find_scenario(sheet.scenario)
+            file = near_by if near_by.is_file() else shipped.find(sheet.scenario, "scenario")
         except ConfigError as exc:
             raise ConfigError(f"{tree.origin(('scenario',))} scenario: {exc}") from None
         return of_file(file), folder
@@ -246,6 +246,8 @@ def _simulable(scenario: Scenario, tree: Tree, gap_s: float | None, fits: set[La
     pattern = scenario.load.pattern
     if gap_s is not None and pattern in ("closed_loop", "all_at_once"):
         raise _wrong(tree, ("load", "pattern"), "a load with gaps that a mean can be given to", pattern)
+    if gap_s is not None and getattr(scenario.load, "requests", None) == 1:
+        raise _wrong(tree, ("load", "requests"), ">= 2 where a mean gap or rate is set", 1)
     if not http:
         _without_wire(scenario, tree)
     launch = scenario.server.launch(0)

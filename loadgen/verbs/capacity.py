@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen.verbs.compare import figure
 from loadgen.verbs.numbers import at_least
 
 _DESCRIPTION = """How many boards, of which kind, does this traffic take under this SLO, and what does a good
@@ -71,7 +72,7 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     add("--headroom", metavar="X", help="share of the highest rate to keep free (default 0.15)")
     add("--seed", metavar="N", help="seed of arrivals and lengths (default 1)")
     add("--set", metavar="K=V", action="append", default=[], help="any key of the plan; repeatable")
-    add("--figure", metavar="F", type=Path, help="write the Pareto figure: .svg, .png or .pdf")
+    add("--figure", metavar="F", type=figure, help="write the Pareto figure: .svg, .png or .pdf")
     add("--workers", metavar="N", type=at_least(1), help="processes (default: one per CPU)")
     add("--json", action="store_true", help="one JSON object on stdout")
 

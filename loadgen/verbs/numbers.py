@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+MOST_TOKENS = 10**9
+MOST_SEQUENCES = 10**6
+
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of a flag that takes whole numbers of a range."""

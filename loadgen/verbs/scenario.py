@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import overrides
-from loadgen.scenario_file import shipped_scenarios
+from loadgen.shipped import shipped
 from loadgen.verbs.numbers import at_least
 
 Go = Callable[[argparse.Namespace], int]
@@ -71,9 +71,9 @@ def add_check(verbs: Any, formatter: Any, go: Go) -> None:
 def _on_a_scenario(
     verbs: Any, formatter: Any, verb: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
-    shipped = "shipped scenarios: " + ", ".join(p.stem for p in shipped_scenarios())
+    listed = "shipped scenarios: " + ", ".join(p.stem for p in shipped("scenario"))
     words: argparse.ArgumentParser = verbs.add_parser(
-        verb, help=summary, description=description, epilog=shipped, formatter_class=formatter
+        verb, help=summary, description=description, epilog=listed, formatter_class=formatter
     )
     words.add_argument("scenario", metavar="SCENARIO", help="a YAML file, or the name of a shipped one")
     overrides.add_flags(words)

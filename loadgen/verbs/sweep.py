@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadgen.sweep.shipped import shipped_sweeps
+from loadgen.shipped import shipped
 from loadgen.verbs.numbers import at_least
 
 _DESCRIPTION = """Simulates a scenario at many points of its keys: arrival patterns, rates, gates, clocks,
@@ -36,7 +36,7 @@ def add_verb(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
         "sweep",
         help="simulate a scenario at many points of its keys",
         description=_DESCRIPTION,
-        epilog=_EPILOG.format(shipped=", ".join(path.stem for path in shipped_sweeps())),
+        epilog=_EPILOG.format(shipped=", ".join(path.stem for path in shipped("sweep"))),
         formatter_class=formatter,
     )
     sweep.add_argument("file", metavar="FILE", nargs="?", help="a sweep's YAML file, or a shipped one's name")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from loadgen.physics.errata.collection import all_errata
 from loadgen.physics.errata.digits import number, quantity
 from loadgen.physics.errata.erratum import VERDICTS, Erratum
 from loadgen.physics.errata.markdown import COMMAND, SIGNS, markdown, verdict_counts
+from loadgen.terminal import print_json
 
 _DESCRIPTION = """Every figure that the two studied documents state, beside what their own formulas and tables
 give, computed now, and the verdict: reproduces, typo, inconsistent, not physical and so on. A: the
@@ -55,7 +55,7 @@ def show_errata(args: argparse.Namespace) -> int:
     """What ``errata`` does. Raises ConfigError for an unknown id or verdict."""
     found = chosen(all_errata(), args.ids, args.verdict)
     if args.json:
-        print(orjson.dumps(as_object(found), option=orjson.OPT_INDENT_2).decode())
+        print_json(as_object(found))
     elif args.markdown:
         sys.stdout.write(markdown(found))
     else:

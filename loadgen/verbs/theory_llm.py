@@ -6,16 +6,13 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
 from loadgen.physics.study.answer import answer
 from loadgen.physics.study.llm import SCOPES
-from loadgen.verbs.numbers import at_least
-
-_MOST_TOKENS = 10**9
-_MOST_SEQUENCES = 10**6
+from loadgen.terminal import bare_table, print_json
+from loadgen.verbs.numbers import MOST_SEQUENCES, MOST_TOKENS, at_least
 
 _DESCRIPTION = """Seconds of prefill and decode by the roofline of the thank-you study (arXiv 2601.22362,
 Tables 5-8): each operation takes the larger of its arithmetic and its memory time, and a phase
@@ -64,21 +61,21 @@ def add_llm(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int])
     llm.add_argument(
         "--batch",
         metavar="N",
-        type=at_least(1, _MOST_SEQUENCES),
+        type=at_least(1, MOST_SEQUENCES),
         default=1,
         help=f"equal sequences at a time{default}",
     )
     llm.add_argument(
         "--prompt-tokens",
         metavar="N",
-        type=at_least(1, _MOST_TOKENS),
+        type=at_least(1, MOST_TOKENS),
         default=1200,
         help=f"length of a prompt, s{default}",
     )
     llm.add_argument(
         "--output-tokens",
         metavar="N",
-        type=at_least(0, _MOST_TOKENS),
+        type=at_least(0, MOST_TOKENS),
         default=52,
         help=f"length of a reply, g{default}",
     )
@@ -101,7 +98,7 @@ def show(args: argparse.Namespace) -> int:
         operations=args.operations,
     )
     if args.json:
-        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        print_json(found)
     else:
         render(found, Console())
     return 0
@@ -113,11 +110,11 @@ def render(found: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{found['model']} in {found['dtype']} on {found['gpu']}, batch {found['batch']}, "
         f"s = {found['prompt_tokens']}, g = {found['output_tokens']}, {found['scope']}, "
-        f"{pair['name']} ({pair['compute']:g}, {pair['bandwidth']:g})",
+        f"{pair['name']} ({pair['compute']:g}, {pair['bandwidth']:g}); estimated",
         highlight=False,
         markup=False,
     )
-    times = _table("", "prefill", "decode", "total", "energy")
+    times = bare_table("", "prefill", "decode", "total", "energy")
     times.add_row("roofline", *(_seconds(found[key]) for key in ("prefill_s", "decode_s", "total_s")), "-")
     if fit["reason"] is None:
         seconds = (_seconds(fit[key]) for key in ("prefill_s", "decode_s", "total_s"))
@@ -127,7 +124,7 @@ def render(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"no fit: {fit['reason']}", highlight=False, markup=False)
     for text in _sentences(closed):
         console.print(text, highlight=False, markup=False)
-    points = _table("compute bound from", "")
+    points = bare_table("compute bound from", "")
     for name, value in found["switching"].items():
         what, _, unit = name.rpartition("_")
         points.add_row(what.replace("_", " "), "never" if value is None else f"{value:.2f} {unit}")
@@ -156,7 +153,7 @@ def _sentences(closed: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _operations(phase: str, operations: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table(phase, "where", "count", "FLOP", "bytes", "time", "bound")
+    table = bare_table(phase, "where", "count", "FLOP", "bytes", "time", "bound")
     for row in operations:
         table.add_row(
             row["name"],
@@ -167,13 +164,6 @@ def _operations(phase: str, operations: Iterable[Mapping[str, Any]]) -> Table:
             _seconds(row["time_s"]),
             row["bound"],
         )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, name in enumerate(columns):
-        table.add_column(name, no_wrap=True, justify="right" if i else "left")
     return table
 
 

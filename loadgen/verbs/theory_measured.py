@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from loadgen.errors import ConfigError
 from loadgen.physics.video import VideoTransformer, mean_percentage_error, video_cost
 from loadgen.physics.video_sweeps import Setting, Sweep, find_sweeps
 from loadgen.prompts.files import read_text
+from loadgen.terminal import bare_table
 
 _SETTING = Setting._fields
-_VARIED = {"resolution": ("height", "width"), "frames": ("frames",), "steps": ("steps",)}
 _MOST = 1e9
 
 
@@ -57,9 +56,8 @@ def setting_of(point: Mapping[str, Any]) -> Setting:
 
 def _sweep(dimension: str, sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = [points[row] for row in sweep.rows]
-    held = [name for name in _SETTING if name not in _VARIED[dimension]]
     return {
-        "held": {name: getattr(sweep.example, name) for name in held},
+        "held": sweep.example.held(dimension),
         "values": sweep.values,
         "n": len(own),
         "mpe_percent": _errors(own),
@@ -81,9 +79,7 @@ def render(found: Mapping[str, Any], console: Console) -> None:
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
     for point in found["points"]:
         groups.setdefault(tuple(point[name] for name in _SETTING), []).append(point)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("size", "frames", "steps", "n", "seconds", "model", "", "Wh", "model", ""):
-        table.add_column(name, justify="left" if name == "size" else "right", no_wrap=True)
+    table = bare_table("size", "frames", "steps", "n", "seconds", "model", "", "Wh", "model", "")
     for (height, width, *rest), points in groups.items():
         cells = []
         for name in ("latency_s", "energy_wh"):
@@ -96,9 +92,7 @@ def render(found: Mapping[str, Any], console: Console) -> None:
                 cells += ["-", f"{guess:,.4g}", "-"]
         table.add_row(f"{height:g}x{width:g}", *(f"{x:g}" for x in rest), str(len(points)), *cells)
     console.print(table)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("mean percentage error", "latency", "energy", "values", "n"):
-        table.add_column(name, justify="left" if name.startswith("mean") else "right", no_wrap=True)
+    table = bare_table("mean percentage error", "latency", "energy", "values", "n")
     for dimension, sweep in found["sweeps"].items():
         if sweep is None:
             table.add_row(f"{dimension}: one value", "-", "-", "1", "-")

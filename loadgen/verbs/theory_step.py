@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from math import fsum
 from typing import Any
 
-import orjson
 from rich.console import Console
 
+from loadgen.config import known
 from loadgen.errors import CapacityError, ConfigError
 from loadgen.launch import Launch, Launcher
 from loadgen.physics.breakdown import (
@@ -25,15 +25,14 @@ from loadgen.physics.breakdown import (
 )
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.memory import memory_budget
-from loadgen.physics.profile import find_board
-from loadgen.physics.study.answer import find_transformer, known
+from loadgen.physics.models import find_model
+from loadgen.physics.profile_file import find_board
 from loadgen.physics.transformer import StepModel
 from loadgen.server.limits import derive_limits
-from loadgen.verbs.numbers import at_least
+from loadgen.terminal import print_json
+from loadgen.verbs.numbers import MOST_SEQUENCES, MOST_TOKENS, at_least
 from loadgen.verbs.theory_step_view import render
 
-_MOST_TOKENS = 10**9
-_MOST_SEQUENCES = 10**6
 _MOST_BOARDS = 1024
 
 _DESCRIPTION = """One forward pass of any mix of prefill and decode rows, by the model that `loadgen serve`
@@ -99,7 +98,7 @@ def add_step(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     step.add_argument(
         "--emitting",
         metavar="N",
-        type=at_least(0, _MOST_SEQUENCES),
+        type=at_least(0, MOST_SEQUENCES),
         help="sequences that emit a token; others are chunks of prompts that go on (all)",
     )
     step.add_argument(
@@ -108,7 +107,7 @@ def add_step(verbs: Any, formatter: Any, go: Callable[[argparse.Namespace], int]
     step.add_argument(
         "--batch",
         metavar="B",
-        type=at_least(1, _MOST_SEQUENCES),
+        type=at_least(1, MOST_SEQUENCES),
         help="equal requests at a time, with --request (1)",
     )
     step.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -138,19 +137,19 @@ _read_chunk = _counts(
     r"(\d+)(?:@(\d+))?(?:x(\d+))?",
     "N, N@C, NxB or N@CxB: new tokens >= 1, cached ones >= 0, sequences >= 1, such as 512@1024x4",
     (1, 0, 1),
-    (_MOST_TOKENS, _MOST_TOKENS, _MOST_SEQUENCES),
+    (MOST_TOKENS, MOST_TOKENS, MOST_SEQUENCES),
 )
 _read_rows = _counts(
     r"(\d+)x(\d+)",
     "BxC: sequences >= 1 and their cached tokens >= 0, such as 16x1000",
     (1, 0),
-    (_MOST_SEQUENCES, _MOST_TOKENS),
+    (MOST_SEQUENCES, MOST_TOKENS),
 )
 _read_request = _counts(
     r"(\d+)\s*,\s*(\d+)",
     "S,G: prompt and reply tokens, each >= 1, such as 1200,52",
     (1, 1),
-    (_MOST_TOKENS, _MOST_TOKENS),
+    (MOST_TOKENS, MOST_TOKENS),
 )
 
 
@@ -177,7 +176,7 @@ def show(args: argparse.Namespace) -> int:
         raise ConfigError("--batch is of --request; the rows of a step are --decode BxC and --prefill NxB")
     gpu, efficiency = find_board(args.gpu, place="--gpu")
     model = StepModel(
-        find_transformer(args.model),
+        find_model(args.model),
         gpu,
         known("dtype", args.dtype, DTYPES),
         shards=args.shards,
@@ -189,7 +188,7 @@ def show(args: argparse.Namespace) -> int:
     else:
         found = step_object(model, args.prefill, args.decode, args.emitting)
     if args.json:
-        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        print_json(found)
     else:
         render(found, Console(highlight=False, soft_wrap=True))
     return 0

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from loadgen.terminal import bare_table
 
 
 def render(found: Mapping[str, Any], console: Console) -> None:
     """Prints an answer of ``theory_step.step_object`` or ``request_object``."""
     boards = f"{found['shards']} x {found['gpu']}" if found["shards"] > 1 else found["gpu"]
     console.print(
-        f"{found['model']} in {found['dtype']} on {boards}, {_what(found)} (estimated)", markup=False
+        f"{found['model']} in {found['dtype']} on {boards}, {_what(found)} (estimated)",
+        markup=False,
+        soft_wrap=False,
     )
     for name in ("step", "prefill", "decode"):
         if name in found and found[name]["groups"]:
@@ -24,22 +27,25 @@ def render(found: Mapping[str, Any], console: Console) -> None:
             f"together: {_si(total['duration_s'], 's')}, {total['energy_j']:,.5g} J, "
             f"{total['above_idle_j']:,.5g} J above idle; a request {total['energy_per_request_j']:,.5g} J "
             f"({total['energy_per_request_wh']:.4g} Wh), an output token "
-            f"{total['energy_per_output_token_j']:,.4g} J; {total['output_tokens_per_s']:,.4g} tokens/s"
+            f"{total['energy_per_output_token_j']:,.4g} J; {total['output_tokens_per_s']:,.4g} tokens/s",
+            soft_wrap=False,
         )
     memory, limits = found["memory"], found["limits"]
     items = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in memory["items_bytes"].items())
     console.print(
         f"memory of a board: {items}; left for the KV cache {memory['free_for_kv_bytes'] / 1e9:.1f} GB = "
         f"{memory['kv_tokens']:,} tokens of {memory['kv_token_bytes']:,} bytes, "
-        f"{memory['held_tokens']:,} held here"
+        f"{memory['held_tokens']:,} held here",
+        soft_wrap=False,
     )
     console.print(
         f"limits: {limits['max_position_embeddings']:,} positions; as TGI sets them "
         f"{limits['max_batch_prefill_tokens']:,} tokens a forward, "
-        f"{limits['max_batch_total_tokens']:,} in the cache, {limits['max_total_tokens']:,} a request"
+        f"{limits['max_batch_total_tokens']:,} in the cache, {limits['max_total_tokens']:,} a request",
+        soft_wrap=False,
     )
     for note in found["notes"]:
-        console.print(f"note: {note}", style="dim")
+        console.print(f"note: {note}", style="dim", soft_wrap=False)
 
 
 def _what(found: Mapping[str, Any]) -> str:
@@ -53,9 +59,8 @@ def _what(found: Mapping[str, Any]) -> str:
 
 
 def _render_phase(name: str, phase: Mapping[str, Any], found: Mapping[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, column in enumerate((name, "FLOP", "bytes", "over the link", "time", "share", "bound")):
-        table.add_column(column, justify="right" if 0 < i < 6 else "left", no_wrap=True)
+    table = bare_table(name, "FLOP", "bytes", "over the link", "time", "share")
+    table.add_column("bound", no_wrap=True)
     for row in phase["groups"]:
         amounts = (f"{row[key]:.4g}" if row[key] else "-" for key in ("flop", "traffic_bytes", "link_bytes"))
         share = row["time_s"] / phase["duration_s"]
@@ -68,7 +73,8 @@ def _render_phase(name: str, phase: Mapping[str, Any], found: Mapping[str, Any],
     console.print(
         f"{name}: {_si(phase['duration_s'], 's')}{steps}, u_m {phase['memory_utilisation']:.3f}, u_c "
         f"{phase['compute_utilisation']:.3f}, {phase['power_w']:.1f} W{boards}; {phase['energy_j']:,.5g} J, "
-        f"{phase['above_idle_j']:,.5g} J above idle ({found['idle_w']:g} W{boards}){each}"
+        f"{phase['above_idle_j']:,.5g} J above idle ({found['idle_w']:g} W{boards}){each}",
+        soft_wrap=False,
     )
 
 

@@ -8,9 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
-from rich.table import Table
 
 from loadgen.errors import ConfigError
 from loadgen.physics import thresholds
@@ -29,6 +27,7 @@ from loadgen.physics.video import (
 )
 from loadgen.physics.video_decoder import DECODERS
 from loadgen.physics.video_sweeps import Setting
+from loadgen.terminal import bare_table, print_json
 from loadgen.verbs.compare import figure
 from loadgen.verbs.numbers import at_least
 from loadgen.verbs.theory_measured import compare, render
@@ -160,6 +159,7 @@ def as_object(cost: VideoCost, parameters: dict[str, Any]) -> dict[str, Any]:
         "attention_products_flop": float(cost.flop.attention_products),
         "latency_s": float(cost.latency_s),
         "energy_wh": float(cost.energy_wh),
+        "label": "estimated",
         "parameters": parameters,
     }
 
@@ -260,40 +260,35 @@ def _show(
     found: dict[str, Any], args: argparse.Namespace, render: Callable[[dict[str, Any], Console], None]
 ) -> None:
     if args.json:
-        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        print_json(found)
     else:
         render(found, Console(highlight=False, soft_wrap=True))
-
-
-def _grid(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
 
 
 def _render_video(found: dict[str, Any], console: Console) -> None:
     total, used = found["flop"]["total"], found["parameters"]
     console.print(
         f"{used['config']}  {used['height']}x{used['width']}, {used['frames']} frames, {used['steps']} steps "
-        f"of {used['guidance_passes']}: {found['tokens']:,g} tokens ({used['tokens']})"
+        f"of {used['guidance_passes']}: {found['tokens']:,g} tokens ({used['tokens']}); estimated",
+        soft_wrap=False,
     )
-    table = _grid("part", "FLOP", "share")
+    table = bare_table("part", "FLOP", "share")
     for name, flop in found["flop"].items():
         table.add_row(name, f"{flop:.4g}", f"{flop / total:.2%}")
     console.print(table)
     console.print(
         f"{found['latency_s']:,.5g} s   mu {used['mu_attn']:g} for attention products, "
-        f"{used['mu_linear']:g} for the rest, of {used['peak_flop_per_s']:.4g} FLOP/s"
+        f"{used['mu_linear']:g} for the rest, of {used['peak_flop_per_s']:.4g} FLOP/s",
+        soft_wrap=False,
     )
     console.print(f"{found['energy_wh']:,.5g} Wh  {used['power_w']:g} W")
     console.print(f"1 % more tokens: {found['elasticity']:.3f} % more work a step")
     for note in found["notes"]:
-        console.print(f"note: {note}", style="dim")
+        console.print(f"note: {note}", style="dim", soft_wrap=False)
 
 
 def _render_thresholds(found: dict[str, Any], console: Console) -> None:
-    table = _grid("accelerator", "beta", "printed", "its rules", "corrected", "at the dense peak")
+    table = bare_table("accelerator", "beta", "printed", "its rules", "corrected", "at the dense peak")
     for row in found["accelerators"]:
         cells = [
             "-" if pair is None else " / ".join(_tokens(pair[k]) for k in ("attention_tokens", "mlp_tokens"))

@@ -137,23 +137,13 @@ class Erratum:
         return "reproduces" if figure.holds else figure.fault or self.fault or "not reproduced"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, with the verdicts; ``from_dict`` reads it back."""
+        """Plain data, with the verdicts."""
         found = asdict(self)
         found["figures"] = [
             asdict(figure) | {"ratio": figure.ratio, "verdict": self.verdict_on(figure)}
             for figure in self.figures
         ]
         return found | {"verdict": self.verdict, "decided": "by reading" if self.read else "by numbers"}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Erratum:
-        """The entry that ``as_dict`` wrote; its verdict is decided anew."""
-        plain = {name: data[name] for name in cls.__dataclass_fields__ if name != "figures"}
-        figures = tuple(
-            Figure(**{name: figure[name] for name in Figure.__dataclass_fields__})
-            for figure in data["figures"]
-        )
-        return cls(**plain, figures=figures)
 
 
 def proofread(errata: Iterable[Erratum]) -> tuple[Erratum, ...]:

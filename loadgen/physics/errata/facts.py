@@ -1,5 +1,4 @@
-"""Statements of both documents outside the two lists A and B: F1 to F12; and what nothing can check: N1 to "
-"N8."""
+"""Statements of both documents outside the lists A and B: F1 to F12; what nothing can check: N1 to N8."""
 
 from __future__ import annotations
 

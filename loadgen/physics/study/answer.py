@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from loadgen.config import near
+from loadgen.config import known, near
 from loadgen.errors import ConfigError
-from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
-from loadgen.physics.models import MODELS, Transformer, read_config
+from loadgen.physics.models import find_model
+from loadgen.physics.profile_file import find_board
 from loadgen.physics.study import fitted
 from loadgen.physics.study.closed import closed_forms, decode_is_memory_bound, switching
 from loadgen.physics.study.llm import EFFICIENCIES, Efficiency, Operation, Roofline, Scope, at_least
-
-T = TypeVar("T")
 
 
 def efficiency_of(text: str) -> Efficiency:
@@ -53,14 +49,14 @@ def answer(
 ) -> dict[str, Any]:
     """Times of prefill and decode of the whole batch, closed forms, regimes, and the fitted laws apart.
 
-    ``model`` is an id or the path of a config.json. None stands for "never" in
-    ``switching``, and for what a ``reason`` beside it explains. With
-    ``operations``, each operation's totals over its phase. Raises ConfigError
-    naming what is unknown or out of range.
+    ``model`` is an id or the path of a config.json, ``gpu`` an id or the path of
+    a profile. None stands for "never" in ``switching``, and for what a ``reason``
+    beside it explains. With ``operations``, each operation's totals over its
+    phase. Raises ConfigError naming what is unknown or out of range.
     """
-    shape = find_transformer(model)
+    shape = find_model(model)
     pair = efficiency_of(efficiency)
-    board, number = known("gpu", gpu, GPUS), known("dtype", dtype, DTYPES)
+    board, number = find_board(gpu, place="gpu")[0], known("dtype", dtype, DTYPES)
     roofline = Roofline.of(shape, board, number, pair, scope)
     s, g = prompt_tokens, output_tokens
     at_least("output_tokens", g, 0)
@@ -70,6 +66,7 @@ def answer(
         "model": shape.id,
         "gpu": board.id,
         "dtype": number.name,
+        "label": "estimated",
         "efficiency": {"name": pair.name, "compute": pair.compute, "bandwidth": pair.bandwidth},
         "scope": scope,
         "batch": batch,
@@ -159,16 +156,3 @@ def _fit(model: str, gpu: str, dtype: str, batch: int, s: int, g: int) -> dict[s
         "energy_wh": float(fitted.total_wh(s, g)),
         "reason": None,
     }
-
-
-def find_transformer(name: str) -> Transformer:
-    path = Path(name)
-    if name not in MODELS and (path.suffix == ".json" or path.exists()):
-        return read_config(path)
-    return known("model", name, MODELS, ", or the path of a config.json")
-
-
-def known(what: str, name: str, table: Mapping[str, T], also: str = "") -> T:
-    if name not in table:
-        raise ConfigError(f"{what}: expected one of {', '.join(table)}{also}, got {name}{near(name, table)}")
-    return table[name]
