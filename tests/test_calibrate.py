@@ -13,6 +13,7 @@ from embedded_runs import POWER, SERVER, run
 from rich.console import Console
 
 from analysis.calibrate import calibrate
+from analysis.calibrate.calibration import _rising
 from analysis.calibrate.estimate import Answer, Question, answer
 from analysis.calibrate.observed import observe
 from analysis.calibrate.powers import NAMES as POWERS
@@ -29,7 +30,7 @@ from loadgen.physics.breakdown import Mix
 from loadgen.physics.formats import DTYPES
 from loadgen.physics.hardware import Efficiency
 from loadgen.physics.models import MODELS, transformer_from
-from loadgen.physics.profile import Profile
+from loadgen.physics.profile import Fitted, Profile
 from loadgen.physics.profile_file import read_profile, write_profile
 from loadgen.physics.transformer import StepModel
 
@@ -304,3 +305,16 @@ def test_steps_that_share_a_prompt_which_one_of_them_shows_are_left_out(tmp_path
     off = np.abs(seen.did.duration_s / seen.work.seconds(Efficiency()) - 1.0)
     assert off[seen.usable].max() < 1e-3 < off[~seen.usable].max()
     assert seen.usable.mean() > 0.5
+
+
+@pytest.mark.parametrize(("active_w", "high_w", "held"), [(91.97, 92.1, True), (91.0, 91.5, False)])
+def test_an_active_power_not_told_from_idle_is_idle_power(active_w: float, high_w: float, held: bool) -> None:
+    """Found on drawn L4 boards, some of which draw when they begin a step what they draw at rest."""
+    values = {"context_idle_w": 92.0, "active_w": active_w}
+    fitted = {"active_w": Fitted(active_w - 0.1, high_w, "simulated", (0,))}
+    if held:
+        _rising(values, fitted, hidden_board())
+        assert values["active_w"] == 92.0
+    else:
+        with pytest.raises(ConfigError, match="active_w 91: expected between context_idle_w 92"):
+            _rising(values, fitted, hidden_board())

@@ -92,7 +92,7 @@ def calibrate(
             for name, value, half in zip(powers.NAMES, power.answer.value, power.answer.half, strict=True)
         }
         _add(values, fitted, powers.NAMES, power.answer, ends, label, [offset + k for k in ways])
-        _rising(values, start)
+        _rising(values, fitted, start)
     slices = () if power is None else power.slices
     folds, held_out = _held_out(steps, slices, start, len(runs))
     where = f"{len(runs)} {label} run{'s' * (len(runs) != 1)}"
@@ -193,9 +193,13 @@ def _possible(values: Mapping[str, float], start: Profile) -> None:
             )
 
 
-def _rising(values: Mapping[str, float], start: Profile) -> None:
+def _rising(values: dict[str, float], fitted: dict[str, Fitted], start: Profile) -> None:
+    """Holds ``active_w`` at the idle power where the two are not told apart; refuses what no board can be."""
     idle_w = values.get("context_idle_w", start.gpu.context_idle_w)
     active_w = values.get("active_w", start.gpu.active_w)
+    told = fitted.get("active_w")
+    if told is not None and active_w < idle_w <= told.high:
+        values["active_w"] = active_w = idle_w
     if not idle_w <= active_w <= start.gpu.tdp_w:
         raise ConfigError(
             f"calibrate: active_w {active_w:.4g}: expected between context_idle_w {idle_w:.4g} and tdp_w "

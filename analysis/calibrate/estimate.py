@@ -29,6 +29,8 @@ Ints = npt.NDArray[np.int64]
 Law = Callable[[Floats], tuple[Floats, Matrix]]
 """Constants (m,) to what they predict, (n,), and its derivatives, (n, m)."""
 
+RESOLUTION = 1e-3
+"""No half-width is less, relative: what rounds stamps and counters alike in every step, no residual shows."""
 _HUBER = 2.0
 _ROUNDS, _HALVINGS = 40, 8
 _CONVERGED, _GAINED = 1e-9, 1e-6
@@ -117,6 +119,7 @@ def answer(
         free[worst] = False
         share = own[worst] / base[worst]
         kept[questions[worst].name] = f"the runs tell it to {100 * share:.2g} % only, worse than the table"
+    half = np.where(free, np.maximum(half, RESOLUTION * np.abs(value)), half)
     predicted, jacobian = law(value)
     size, _ = _sizes(predicted, relative)
     u = jacobian[:, free] / size[:, None]
