@@ -277,8 +277,9 @@ def test_runs_that_cannot_be_taken_are_refused(hidden, tmp_path):
     other = loaded(tmp_path, "other", ALONE, "h200-sxm", tokens=4)
     with pytest.raises(ConfigError, match="expected every run once, got it twice"):
         calibrate([load_run(hidden[0]), load_run(hidden[0])])
-    with pytest.raises(ConfigError, match="expected runs of one board"):
-        calibrate([load_run(hidden[0]), load_run(other)])
+    for base in (None, "h100-sxm"):
+        with pytest.raises(ConfigError, match="expected runs of one board"):
+            calibrate([load_run(hidden[0]), load_run(other)], gpu=base)
     bare = loaded(tmp_path, "bare", ALONE, "h100-sxm", tokens=4, streaming=False)
     with pytest.raises(ConfigError, match="no stamps of their own"):
         calibrate([load_run(bare)])

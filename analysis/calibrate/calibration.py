@@ -66,9 +66,9 @@ def calibrate(
     subjects = [subject_of(run, gpu=gpu, model=model, dtype=dtype) for run in runs]
     first = subjects[0]
     for run, subject in zip(runs, subjects, strict=True):
-        if subject.gpu != first.gpu:
+        if subject.named != first.named:
             raise ConfigError(
-                f"calibrate: {runs[0].path.name} is of {first.gpu} and {run.path.name} of {subject.gpu}: "
+                f"calibrate: {runs[0].path.name} is of {first.named} and {run.path.name} of {subject.named}: "
                 "expected runs of one board"
             )
         if subject.embedded != first.embedded:

@@ -18,8 +18,12 @@ from loadgen.physics.profile_file import profile_of
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """``gpu`` as named, ``base`` what is known of it; ``graph_rows``: decode rows replayed as one graph."""
+    """``named``: the board as the run names it, None where it does not; ``gpu`` as given, else as named.
 
+    ``base``: what is known of ``gpu``; ``graph_rows``: decode rows replayed as one graph.
+    """
+
+    named: str | None
     gpu: str
     base: Profile
     model: Transformer
@@ -40,8 +44,10 @@ def subject_of(
     server = run.manifest.get("server") or {}
     kind = str(server.get("kind"))
     base = _board(run) if gpu is None else profile_of(gpu, place=f"{run.path.name}: server.gpu")
+    named = server.get("gpu")
     return Subject(
-        gpu or str(server.get("gpu") or base.gpu.id),
+        None if named is None else str(named),
+        gpu or str(named or base.gpu.id),
         base,
         _model(run, model or server.get("model")),
         _dtype(run, dtype or server.get("dtype")),
