@@ -35,7 +35,7 @@ RECORD_NUMBERS = (*RECORD_INSTANTS, "prompt_tokens", "output_tokens", "http_stat
 RECORD_WORDS = ("phase", "tokens_from", "finish_reason", "status", "error")
 RECORD_LISTS = ("chunk_s", "chunk_tokens")
 PLAN_NUMBERS = ("demand_s", "due_s", "prompt_tokens", "max_new_tokens", "output_tokens")
-PLAN_OBJECTS = ("kind", "phase", "source_id", "after", "session")
+PLAN_OBJECTS = ("kind", "phase", "source_id", "prompt_hash", "after", "session")
 
 T = TypeVar("T")
 

@@ -243,7 +243,7 @@ def _plan(run: Run) -> pd.DataFrame:
     return rows.drop(columns=["after"]).assign(
         **{name: _whole(rows[name]) for name in counts},
         **{name: _words(rows[name]) for name in ("kind", "phase")},
-        **{name: rows[name].astype("string") for name in ("source_id", "session")},
+        **{name: rows[name].astype("string") for name in ("source_id", "prompt_hash", "session")},
         after_id=_whole(pd.Series([before for before, _ in after], dtype=np.float64)),
         after_think_s=np.array([think_s for _, think_s in after], dtype=np.float64),
         recorded=recorded,

@@ -12,7 +12,8 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -72,6 +73,12 @@ def step_row(step: Step, zero_s: float) -> dict[str, Any]:
     }
 
 
+def prompt_hash(body: Mapping[str, Any]) -> str | None:
+    """64 bits of the prompt or messages, in hex: equal for equal texts, which a run does not keep."""
+    text = body.get("prompt", body.get("messages"))
+    return None if text is None else blake2b(orjson.dumps(text), digest_size=8).hexdigest()
+
+
 def plan_row(arrival: Arrival, *, timed: bool = True) -> dict[str, Any]:
     """An arrival as its JSON object, without prompt text. Untimed rows (warm-up) have null instants."""
     request, body = arrival.request, arrival.request.body
@@ -86,6 +93,7 @@ def plan_row(arrival: Arrival, *, timed: bool = True) -> dict[str, Any]:
         "max_new_tokens": body.get("max_new_tokens"),
         "output_tokens": body.get("output_tokens"),
         "source_id": body.get("source_id"),
+        "prompt_hash": prompt_hash(body),
         "after": arrival.after,
         "session": arrival.session,
     }

@@ -18,7 +18,7 @@ from analysis.compare.headlines import FIGURES
 from analysis.compare.shared import Pairing, shared
 from analysis.energy import blocks_of, measure
 from analysis.lint import judge
-from analysis.run import Run
+from analysis.run import Run, build_run, load_run
 from analysis.summary import Facts
 from loadgen.types import Domain
 
@@ -140,6 +140,17 @@ def test_other_prompts_or_drawn_ones_of_another_seed_are_not_paired() -> None:
     assert row(compare([a, longer])).methods == ("unpaired",)
     unplanned = run_of([])
     assert "no plan" in shared(a, unplanned).sentence
+
+
+def test_equal_texts_are_the_same_requests_whatever_their_source_calls_them(
+    fixed_run: Path, poisson_run: Path
+) -> None:
+    a, b = (load_run(path) for path in (fixed_run, poisson_run))
+    assert shared(a, b).sentence.endswith("the texts' hashes, token counts and limits are equal")
+    renamed = [{**row, "source_id": None} for row in b.plan]
+    assert shared(a, build_run(b.path, b.manifest, [], (), renamed)).same
+    other = [{**row, "prompt_hash": "0" * 16} if row["id"] == 7 else row for row in b.plan]
+    assert "not paired" in shared(a, build_run(b.path, b.manifest, [], (), other)).sentence
 
 
 def test_failures_unpair_what_only_one_run_has() -> None:

@@ -231,6 +231,11 @@ def test_prompts_that_were_sent_before_are_counted_warm_ups_too() -> None:
     uncached = {"server": {"kind": "embedded"}, "scenario": {"server": UNCACHED}}
     assert said(planned(rows, ["same"] * 100, **uncached), "prompts-repeated").verdict == "holds"
     assert said(planned(rows, [None] * 100), "prompts-repeated").verdict == "not judged"
+    # Ids of its own on every line of a source do not hide that the texts are the same.
+    whole = planned(rows, ids)
+    hashed = [{**row, "prompt_hash": "5f0c"} for row in whole.plan]
+    twice = build_run(whole.path, whole.manifest, rows, (), hashed)
+    assert said(twice, "prompts-repeated").figure == 0.99
     assert said(run_of(rows), "prompts-repeated").verdict == "not judged"
 
 

@@ -31,7 +31,7 @@ from loadgen.types import Floats
 
 DRAWN = ("synthetic", "trace")
 UPDATES_PER_GROUP = 2.0
-_OF_PROMPT = ("source_id", "prompt_tokens", "max_new_tokens", "output_tokens")
+_OF_PROMPT = ("prompt_tokens", "max_new_tokens", "output_tokens")
 _MEDIANS = {
     "p50_ttft": "ttft",
     "p50_tpot": "tpot",
@@ -50,7 +50,8 @@ class Shared:
 
 def shared(a: Run, b: Run) -> Shared:
     """Whether every request of one run is in the other, by what the plans say of the prompts."""
-    prompts_a, prompts_b = _prompts(a), _prompts(b)
+    hashed = _hashed(a) and _hashed(b)
+    prompts_a, prompts_b = _prompts(a, hashed), _prompts(b, hashed)
     if not prompts_a or not prompts_b:
         return Shared(False, "not paired: a run has no plan to recognise its requests by")
     sections = [(run.manifest.get("scenario") or {}).get("prompts") or {} for run in (a, b)]
@@ -60,15 +61,23 @@ def shared(a: Run, b: Run) -> Shared:
     ids, why = paired.shared_requests(prompts_a, prompts_b)
     if why is not None:
         return Shared(False, f"not paired: {why}")
-    how = "source, seed, ids, token counts and limits are equal"
-    if sections[0] != sections[1] or seeds[0] != seeds[1]:
-        how = "ids in the source, token counts and limits are equal, prompt settings or seeds are not"
-    return Shared(True, f"the same {len(ids):,} requests: {how} (a plan keeps no text to compare)")
+    how = "the texts' hashes, token counts and limits are equal"
+    if not hashed:
+        how = "source, seed, ids, token counts and limits are equal"
+        if sections[0] != sections[1] or seeds[0] != seeds[1]:
+            how = "ids in the source, token counts and limits are equal, prompt settings or seeds are not"
+        how += " (the plan of an older version, without hashes of the texts)"
+    return Shared(True, f"the same {len(ids):,} requests: {how}")
 
 
-def _prompts(run: Run) -> dict[Hashable, Hashable]:
+def _hashed(run: Run) -> bool:
+    return all(row.get("prompt_hash") is not None for row in run.plan)
+
+
+def _prompts(run: Run, hashed: bool) -> dict[Hashable, Hashable]:
+    keys = ("prompt_hash" if hashed else "source_id", *_OF_PROMPT)
     rows = (row for row in run.plan if row.get("phase") != "warmup")
-    return {row.get("id"): tuple(row.get(key) for key in _OF_PROMPT) for row in rows}
+    return {row.get("id"): tuple(row.get(key) for key in keys) for row in rows}
 
 
 class Pairing:

@@ -29,7 +29,9 @@ PREFILL = Check(
     "1",
     "docs/lint.md, Is a published number possible?",
 )
-REPEATED = Check("prompts-repeated", "no prompt was sent twice", "1", "docs/format.md, plan.jsonl, source_id")
+REPEATED = Check(
+    "prompts-repeated", "no prompt was sent twice", "1", "docs/format.md, plan.jsonl, prompt_hash"
+)
 CHECKS = (CACHE, PREFILL, REPEATED)
 
 
@@ -113,12 +115,13 @@ def _prefill(run: Run) -> Rule:
 
 
 def _repeated(run: Run, caching: bool | None) -> Rule:
-    """By the source's own ids: a source that repeats itself sends the same one again."""
+    """By the texts' hashes; in a plan of an older version by the source's own ids."""
     plan = run.timetable
-    ids = plan["source_id"]
     measured = plan["phase"] != "warmup"
-    if not measured.any() or ids[measured].isna().any():
-        return REPEATED.not_judged("plan.jsonl does not say which prompt each request sends (source_id)")
+    told = [name for name in ("prompt_hash", "source_id") if plan.loc[measured, name].notna().all()]
+    if not measured.any() or not told:
+        return REPEATED.not_judged("plan.jsonl does not say which prompt each request sends (prompt_hash)")
+    ids = plan[told[0]]
     named, before = ids[measured], ids[~measured].dropna()
     again = int((named.duplicated() | named.isin(before)).sum())
     share = again / len(named)

@@ -43,6 +43,8 @@ _EXAMPLES = """examples:
   loadgen lint --claim gpu=h100-sxm interval_s=0.05 energy_wh=1.1e-3     is a published figure possible?
   loadgen sweep arrival_shaping                                fixed against random at exactly equal mean gap
   loadgen capacity chat_day --gpu h100-sxm --gpu l40s          how many of which boards, at what cost?
+  loadgen calibrate RUN RUN -o my-h100.json                    fit the simulated board to measured runs
+  loadgen validate RUN --gpu my-h100.json                      the same load on it: residuals
   loadgen theory llm --prompt-tokens 1200 --output-tokens 52   what the studies' models predict
   loadgen theory errata                                        what the studies state, and what follows
   loadgen serve --port 8080                                    the embedded TGI-protocol server
