@@ -177,10 +177,10 @@ def _value(cell: Cell, name: str) -> str:
     return "-" if estimate is None or estimate.value is None else number(estimate.value)
 
 
-def _ends(ends: tuple[float, float], unit: str) -> str:
+def _ends(ends: tuple[float, float], unit: str, digits: int = 3) -> str:
     low, high = ends
     bounds = {"value": (low + high) / 2, "low": low, "high": high, "unit": unit}
-    return interval(bounds, prefixed=False)
+    return interval(bounds, prefixed=False, digits=digits)
 
 
 def _level(level: Any) -> str:
@@ -198,9 +198,11 @@ def _ratios(found: Study, metric: str, console: Console) -> None:
     those.sort(key=lambda one: places.index(tuple(map(repr, one.levels.values()))))
     for one in those[:_MOST_ROWS]:
         told = [_level(level) for level in (*one.levels.values(), one.level)]
-        value = "-" if one.ratio.value is None else number(one.ratio.value)
-        told += [f"{value}{'*' if one.told else ' '}", interval(one.ratio, prefixed=False) or "-"]
-        told += ["-" if one.envelope is None else _ends(one.envelope, "1")] * drawn
+        digits = 4 if (one.ratio.value or 0.0) >= 0.9995 else 3  # three decimals on both sides of 1
+        value = "-" if one.ratio.value is None else number(one.ratio.value, digits)
+        between = interval(one.ratio, prefixed=False, digits=digits)
+        told += [f"{value}{'*' if one.told else ' '}", between or "-"]
+        told += ["-" if one.envelope is None else _ends(one.envelope, "1", digits)] * drawn
         table.add_row(*told)
     console.print()
     title = f"{FIGURES[metric].words}, ratio to {_brief(axis)} {_level(those[0].reference)}"
