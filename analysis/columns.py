@@ -118,7 +118,10 @@ def reading_columns(rows: Sequence[Row]) -> Readings:
         raise ValueError("expected power_w or energy_j, not both")
     if np.isnan(t_s).any():
         raise ValueError("t_s: expected a number")
-    return Readings(t_s, [row["domain"] for row in rows], np.where(joules, energy_j, power_w), joules)
+    domains = [row["domain"] for row in rows]
+    if not all(isinstance(domain, str) for domain in domains):
+        raise ValueError("domain: expected text")
+    return Readings(t_s, domains, np.where(joules, energy_j, power_w), joules)
 
 
 def _optional(rows: Sequence[Row], name: str) -> list[Any]:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis import columns
 from analysis.columns import Columns, Readings
+from analysis.manifest import check
 from loadgen import rundir
 from loadgen.errors import RunDirError
 from loadgen.types import BoardState, Domain, Floats, Reading, Record, ServerSample
@@ -164,9 +165,11 @@ class Run:
 def load_run(path: Path | str) -> Run:
     """Reads a run directory. Raises RunDirError when it is none or is damaged."""
     path = Path(path)
+    manifest = rundir.read_manifest(path)
+    check(manifest, path / "run.json")
     return _run(
         path,
-        rundir.read_manifest(path),
+        manifest,
         columns.read_requests(path),
         columns.each_readings(path),
         PlanRows(_table(columns.read_plan(path))),

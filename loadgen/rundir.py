@@ -219,7 +219,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = orjson.loads((path / "run.json").read_bytes())
     except FileNotFoundError:
-        raise RunDirError(f"{path}: expected a run directory (one with a run.json)") from None
+        seen = "got one without" if path.exists() else "there is no such directory"
+        raise RunDirError(f"{path}: expected a run directory (one with a run.json), {seen}") from None
     except NotADirectoryError:
         raise RunDirError(f"{path}: expected a run directory, got a file") from None
     except (OSError, orjson.JSONDecodeError) as exc:
@@ -234,7 +235,11 @@ def _rows(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """The objects of a .jsonl file; a cut-off last line is skipped, a bad one inside is an error."""
     if not path.exists():
         return
-    with path.open("rb") as lines:
+    try:
+        file = path.open("rb")
+    except OSError as exc:
+        raise RunDirError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    with file as lines:
         for number, line in enumerate(lines, 1):
             try:
                 item = read(orjson.loads(line))

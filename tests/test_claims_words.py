@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ from analysis.claims.rules import judge
 from loadgen.errors import ConfigError
 from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES
+from loadgen.physics.hardware import Efficiency
 from loadgen.physics.models import MODELS
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import write_profile
 from loadgen.verbs.lint import add_verb
 
 
@@ -233,15 +237,23 @@ def test_report_prints_one_object_and_says_whether_it_is_possible(
     assert "verdict  " in capsys.readouterr().out
 
 
-def test_table_fits_80_columns_and_ends_with_the_verdict() -> None:
+def test_table_fits_80_columns_and_begins_with_the_verdict() -> None:
     out = io.StringIO()
     claim_view.render(judged(energy_wh=1.1e-3, interval_s=0.05), Console(file=out, width=80))
     rows = out.getvalue().splitlines()
     assert max(map(len, rows)) <= 80
     flowing = " ".join(out.getvalue().split())
-    assert flowing.endswith("below the FLOP floor unless prompts were cached")
+    assert flowing.startswith("verdict impossible: below the loaded-idle floor whatever was cached; below")
     assert "arXiv 2605.23918" in flowing
     assert "E >= G P_idle T" in flowing
+
+
+def test_the_board_of_a_claim_may_be_a_profile(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    write_profile(file, Profile(replace(GPUS["l4"], tdp_w=60.0), Efficiency(), "l4"))
+    assert parse_claim([f"gpu={file}", "energy_wh=1", "interval_s=1"]).gpu.tdp_w == 60.0
+    with pytest.raises(ConfigError, match=r"none\.json: cannot be read"):
+        parse_claim([f"gpu={tmp_path / 'none.json'}", "energy_wh=1", "interval_s=1"])
 
 
 def test_partial_claim_renders_what_it_has() -> None:

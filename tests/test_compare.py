@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from analysis.energy import blocks_of, measure
 from analysis.lint import judge
 from analysis.run import Run, build_run, load_run
 from analysis.summary import Facts
+from loadgen.physics.boards import GPUS
+from loadgen.physics.hardware import Efficiency
+from loadgen.physics.profile import Profile
+from loadgen.physics.profile_file import as_object
 from loadgen.types import Domain
 
 N, RATE = 240, 4.0
@@ -306,3 +311,16 @@ def test_fixed_against_poisson_on_the_embedded_server(fixed_run: Path, poisson_r
     assert row(found, "cpu_energy_per_request_j").label == "estimated"
     systematic = found.against[0].systematic
     assert not isinstance(systematic, str) and any("simulated board" in m for m in systematic.missing)
+
+
+def test_a_calibrated_board_differs_by_its_constants_not_by_what_is_told_of_them() -> None:
+    """Found: against a board of the table every line of a profile was listed, its runs as nested lists."""
+    table = {"kind": "embedded", "gpu": "h100-sxm", "model": "llama-3.1-8b"}
+    profile = as_object(Profile(replace(GPUS["h100-sxm"], active_w=190.0), Efficiency(), "h100-sxm"))
+    mine = {**table, "gpu": "my.json", "profile": profile}
+    found = compare([made(server=table), made(name="b", server=mine)])
+    assert [(one.key, one.values) for one in found.listed] == [
+        ("gpu", ("h100-sxm", "my.json")),
+        ("board.active_w", ("200", "190")),
+    ]
+    assert compare([made(server=mine), made(name="b", server=mine)]).listed == ()

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from compared_runs import arrivals, queue
+from made_figures import all_text
 from rich.console import Console
 
 from analysis.compare import CompareError, Comparison, compare
 from analysis.compare.table import render
 from analysis.compare.view import as_object, report
+from analysis.figures import forest
 from analysis.figures.files import write_forest
 from analysis.run import Run
 from loadgen.errors import ConfigError, RunDirError
@@ -147,3 +149,10 @@ def test_the_figure_is_drawn_or_the_reason_given(found: Comparison, tmp_path: Pa
         write_forest(found, "energy", tmp_path / "f.svg")
     with pytest.raises(ConfigError, match="cannot write"):
         write_forest(found, "energy_per_request_j", tmp_path / "no" / "f.svg")
+
+
+def test_the_figure_counts_both_sides_where_nothing_is_paired() -> None:
+    """Found: 10,000 requests against 226 were headed ``n = 226 each``."""
+    few = queue(arrivals(60, 4.0, None), PROMPTS[::4], name="few")
+    drawn = forest(compare([made("a"), few]))
+    assert drawn is not None and "n = 60 to 240" in all_text(drawn)

@@ -26,7 +26,7 @@ from analysis.study.analyze import analyze
 from analysis.study.scale import Service
 from analysis.study.view import render
 from loadgen.arrivals import describe
-from loadgen.errors import RunDirError
+from loadgen.errors import ConfigError, RunDirError
 from loadgen.types import Domain, Reading
 
 H100 = {"kind": "tgi", "url": None, "model": "llama-3.1-8b", "gpu": "h100-sxm", "dtype": "bfloat16"}
@@ -230,6 +230,21 @@ def test_a_headline_of_no_success_does_not_exist() -> None:
     assert found.spent is not None and found.spent.unseen == 20
     assert found.spent.unattributed_j == pytest.approx(row.energy_j.value, rel=1e-9)
     assert not found.summary["valid"]
+
+
+def test_failed_requests_are_counted_also_where_no_token_came() -> None:
+    """Found: of 74 refused requests the table said ``0 requests``."""
+    text = " ".join(shown(study(some([*lattice(20, 0.5), failed(20, 5.0)]))).split())
+    assert "1 request, 0 with tokens" in text
+
+
+def test_an_embodied_share_of_nothing_is_refused_by_what_is_missing() -> None:
+    """Found: ``--embodied-share 2`` without a mass was taken and left out in silence."""
+    for given in ({"embodied_share": 0.5}, {"embodied_hours_per_day": 12.0}):
+        with pytest.raises(ConfigError, match="missing: kg, years, source"):
+            Service(1e6, **given)
+    with pytest.raises(ConfigError, match="missing: years, source"):
+        Service(1e6, embodied_kg=1500.0)
 
 
 def test_repeated_ids_are_compared_and_fitted_without_a_traceback() -> None:

@@ -85,6 +85,7 @@ LAYERS: list[set[str]] = [
 # Lowest first; a module or package of `analysis` imports itself and what is below it, never its neighbours.
 ANALYSIS_LAYERS: list[set[str]] = [
     {"columns", "plain", "progress", "words"},
+    {"manifest"},
     {"console", "run", "stats"},
     {"served"},
     {"floor", "latency", "macro", "server_metrics"},

@@ -107,6 +107,23 @@ def test_a_ratio_of_sums_is_that_of_the_runs_and_exact_when_they_agree() -> None
     assert "groups of neighbouring requests" in found.difference.method
 
 
+def test_a_constant_power_of_two_windows_does_not_differ() -> None:
+    """Found: joules over seconds of unequal blocks gave 38 W with a difference of -7e-15 [-1e-14, -8e-16]."""
+    rng = np.random.default_rng(4)
+    groups = stats.Blocks(np.linspace(0.0, 240.0, 241), autocorrelation.waves(240), 0.95, None)
+    sides = []
+    for gap_s in (0.3, 0.5):
+        edges_s = np.cumsum(rng.uniform(0.9, 1.1, 241)) * gap_s
+        sides.append((np.diff(38.0 * edges_s), np.diff(edges_s)))
+    found = paired.paired_ratios(sides[0], sides[1], groups, "W", 1000)
+    assert (found.difference.low, found.difference.value, found.difference.high) == (0.0, 0.0, 0.0)
+    assert found.p == 1.0 and found.ratio.value == 1.0
+    sides[1] = (sides[1][0] * (1 + 1e-8), sides[1][1])
+    assert paired.paired_ratios(sides[0], sides[1], groups, "W", 1000).difference.value == pytest.approx(
+        3.8e-7
+    )
+
+
 def test_swapped_sides_mirror_each_other() -> None:
     rng = np.random.default_rng(5)
     groups = stats.Blocks(np.arange(81.0), autocorrelation.waves(80), 0.95, None)

@@ -29,6 +29,18 @@ def test_unpaired_differences_and_ratios_hold_the_truth() -> None:
     assert ((held / 300 >= 0.915) & (held / 300 <= 0.985)).all()
 
 
+def test_what_rounding_leaves_of_equal_values_is_no_difference() -> None:
+    """Found: 50 W summed in two orders differed by 1e-14 W, with p = 0."""
+    a, b = (
+        Estimate(w, "W", w, w, 0.95, 240, "the same in all 240 blocks") for w in (50.000000000000014, 50.0)
+    )
+    found = pairs.unpaired(a, b)
+    assert (found.difference.value, found.difference.low, found.difference.high) == (0.0, 0.0, 0.0)
+    assert found.p == 1.0 and (found.ratio.low, found.ratio.value, found.ratio.high) == (1.0, 1.0, 1.0)
+    other = Estimate(50.001, "W", 50.001, 50.001, 0.95, 240, "the same in all 240 blocks")
+    assert pairs.unpaired(a, other).p == 0.0
+
+
 def test_missing_sides_leave_the_reason() -> None:
     known = Estimate(2.0, "s", 1.9, 2.1, 0.95, 10, "mean")
     gone = pairs.unpaired(known, stats.missing("s", "no power"))

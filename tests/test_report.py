@@ -131,6 +131,12 @@ def test_a_page_says_the_verdict_first_and_then_what_was_found(mixed: str) -> No
     assert parsed.count("svg") >= 6
 
 
+def test_a_simulated_board_has_no_sensor_gain(mixed: str) -> None:
+    """Found: a page of a simulated run told +-5 % of a sensor that is none."""
+    text = sound(mixed).text
+    assert "Certain bound by the readings" in text and "boards' sensor gain" not in text
+
+
 def test_the_headline_is_that_of_the_summary(mixed: str, mixed_run: Path) -> None:
     summary = summarize(load_run(mixed_run))
     wh = summary["energy"]["gpu"]["energy_per_request_wh"]

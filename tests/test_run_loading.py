@@ -184,6 +184,7 @@ def test_a_damaged_record_is_one_sentence_with_its_place(tmp_path: Path, bad: An
         ("power", {"t_s": 1.0, "domain": "gpu0", "power_w": 1.0, "energy_j": 1.0}, "not both"),
         ("power", {"t_s": None, "domain": "gpu0", "power_w": 1.0}, "t_s: expected a number"),
         ("power", {"domain": "gpu0", "power_w": 1.0}, "expected the key 't_s'"),
+        ("power", {"t_s": 1.0, "domain": [], "power_w": 1.0}, "domain: expected text"),
         ("plan", {"phase": "measure"}, "expected the key 'id'"),
         ("plan", {"id": 0, "due_s": [0.0]}, "due_s: expected a number or null"),
         ("boards", {"t_s": 1.0, "domain": "gpu0", "colour": "green"}, "colour"),
@@ -201,19 +202,51 @@ def test_damage_in_the_other_files_is_told_likewise(tmp_path: Path, file: str, b
         load_run(path)
 
 
+@pytest.mark.parametrize("file", ["requests", "power", "plan", "boards", "metrics"])
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path, file: str) -> None:
+    path = write(tmp_path / "r")
+    (path / f"{file}.jsonl").mkdir()
+    with pytest.raises(RunDirError, match=rf"{file}\.jsonl: cannot be read: Is a directory"):
+        load_run(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"schema": 2}, "schema: expected 1, got 2"),
-        ({"power": {"domains": [{"method": "counter"}]}}, "power.domains or sidecars"),
-        ({"sidecars": [{"name": None}]}, "power.domains or sidecars"),
+        (
+            {"power": {"domains": [{"method": "counter"}]}},
+            r"power\.domains\[0\]\.name: expected text, got",
+        ),
+        ({"power": {"domains": [{"name": -1e308}]}}, r"power\.domains\[0\]\.name: expected text, got -1e"),
+        ({"power": {"domains": [None]}}, r"power\.domains\[0\]: expected an object, got None"),
+        (
+            {"power": {"interval_s": -0.1}},
+            r"power\.interval_s: expected a number between 0 and 1e.15, got",
+        ),
+        ({"sidecars": [{"name": None}]}, r"sidecars\[0\]\.url: expected text, got none"),
+        ({"sidecars": {}}, "sidecars: expected a list, got {}"),
+        ({"metrics": -1}, "metrics: expected an object, got -1"),
+        ({"warnings": -1e308}, "warnings: expected a list"),
+        ({"window": {"end_s": 1e300}}, r"window\.end_s: expected a number of at most 1e.15, got 1e.300"),
+        ({"seed": "one"}, "seed: expected a whole number, 0 or more, got 'one'"),
+        ({"gpus": [{"uuid": []}]}, r"gpus\[0\]\.uuid: expected text, got \[\]"),
+        ({"scenario": {"load": {"stages": 3}}}, r"scenario\.load\.stages: expected a list, got 3"),
     ],
 )
 def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, changes: Any, why: str) -> None:
     path = write(tmp_path / "r", requests=rows(lattice(2, 0.5)))
     (path / "run.json").write_bytes(orjson.dumps({**MANIFEST, **changes}))
-    with pytest.raises(RunDirError, match=rf"run\.json: .*{why}"):
+    with pytest.raises(RunDirError, match=rf"run\.json: {why}"):
         load_run(path)
+
+
+@pytest.mark.parametrize("key", ["power", "sidecars", "metrics", "gpus", "scenario", "window", "server"])
+def test_a_section_may_be_null_or_missing(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "r", requests=rows(lattice(2, 0.5)))
+    for manifest in ({**MANIFEST, key: None}, {k: v for k, v in MANIFEST.items() if k != key}):
+        (path / "run.json").write_bytes(orjson.dumps(manifest))
+        assert summarize(load_run(path))["requests"]["ok"] == 2
 
 
 def test_a_cause_that_nobody_wrote_down_is_not_called_nan() -> None:

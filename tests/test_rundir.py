@@ -125,6 +125,12 @@ def test_what_is_no_run_directory_is_refused_in_one_line(tmp_path: Path, content
     assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_path_that_is_not_there_is_told_from_a_directory_of_something_else(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "typo", "there is no such directory"), (tmp_path, "got one without")):
+        with pytest.raises(RunDirError, match=said):
+            rundir.read_manifest(path)
+
+
 def test_a_long_name_still_makes_a_directory(tmp_path: Path) -> None:
     rundir.new_path(tmp_path, "a/b" * 200, "20261121T000000Z", "f" * 64).mkdir()
 

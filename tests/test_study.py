@@ -332,6 +332,23 @@ def test_analyze_writes_findings_prints_them_and_judges(mixed: Study, capsys: An
     assert orjson.loads((folder / "report" / "findings.json").read_bytes())["options"]["method"] == "mean"
 
 
+def test_weights_that_tell_less_than_the_mean_power_are_doubted(mixed: Study, monkeypatch: Any) -> None:
+    """Found: R2 -1.99 of a server that the weights do not describe was printed without a word."""
+    made = mixed.attribution
+    assert made is not None and made.fit is not None
+    assert "doubt each request's share" not in " ".join(" ".join(shown(mixed, 80)).split())
+    monkeypatch.setattr(made, "fit", replace(made.fit, r2=-1.99))
+    assert "doubt each request's share" in " ".join(" ".join(shown(mixed, 80)).split())
+
+
+@pytest.mark.parametrize("method", ["mean", "marginal"])
+def test_a_figure_that_is_one_for_all_has_no_interval_of_zero_width(mixed: Study, method: Any) -> None:
+    """Found: n equal values gave [150, 150] J, as if nothing were uncertain."""
+    mean = study(mixed.run, Options(method)).per_success["total_j"]["mean"]
+    assert mean.value is not None and (mean.low, mean.high, mean.n) == (None, None, 300)
+    assert mean.method == f"no interval: {method} gives every success the same"
+
+
 def test_every_key_of_the_findings_is_documented(mixed: Study) -> None:
     told = study_module.__doc__ or ""
     plain = as_object(mixed)

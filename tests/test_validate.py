@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from embedded_runs import POWER, SERVER, run
 
@@ -138,6 +139,13 @@ def test_failed_requests_are_in_neither_side(poisson):
     assert (found.requests, found.left_out) == (145, 5)
     assert not [r for r in found.residuals if "GPU" in r.name]
     assert "5 requests did not succeed" in found.no_energy
+
+
+def test_requests_of_several_records_are_in_neither_side(poisson):
+    """Found: more rows were looked up than were served."""
+    twice = pd.concat([poisson.requests, poisson.requests.iloc[[3, 8]]], ignore_index=True)
+    found = validate(replace(poisson, requests=twice))
+    assert (found.requests, found.left_out) == (len(poisson.requests) - 2, 4)
 
 
 def test_a_real_server_s_run_names_its_slots_and_model(poisson):

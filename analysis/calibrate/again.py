@@ -115,9 +115,13 @@ def _keys_at(place: Place) -> dict[str, str]:
 
 
 def _requests(run: Run) -> tuple[pd.DataFrame, int]:
-    """The successful requests whose lengths are known, with their times in the plan, by due time."""
-    ok = run.ok[["id", "prompt_tokens", "output_tokens"]].dropna()
-    plan = run.timetable
+    """The successful requests whose lengths are known, with their times in the plan, by due time.
+
+    Not those of several records: which of them was served is not known.
+    """
+    once = run.ok[~run.ok["id"].duplicated(keep=False)]
+    ok = once[["id", "prompt_tokens", "output_tokens"]].dropna()
+    plan = run.timetable.drop_duplicates("id")
     plan = plan[plan["phase"] != "warmup"][["id", "due_s", "demand_s"]]
     rows = ok.merge(plan, on="id", how="inner") if len(plan) else ok.assign(due_s=np.nan, demand_s=np.nan)
     if not len(rows):

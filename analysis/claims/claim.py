@@ -21,6 +21,7 @@ from loadgen.physics.boards import GPUS
 from loadgen.physics.formats import DTYPES, Dtype
 from loadgen.physics.hardware import Gpu
 from loadgen.physics.models import MODELS, Transformer, read_config
+from loadgen.physics.profile_file import read_profile
 
 T = TypeVar("T")
 
@@ -196,6 +197,9 @@ class _Stated:
         return meant
 
     def gpu(self) -> Gpu:
+        text = self._values.get("gpu")
+        if text is not None and text.endswith(".json"):
+            return read_profile(Path(text)).gpu
         found = self.choice("gpu", GPUS | {gpu.name: gpu for gpu in GPUS.values()})
         assert found is not None
         return found

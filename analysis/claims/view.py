@@ -76,7 +76,8 @@ def as_object(judgement: Judgement) -> dict[str, Any]:
 
 
 def render(judgement: Judgement, console: Console) -> None:
-    """The claim, a table of the rules, each rule's reason with its source, the verdict last."""
+    """The claim, a table of the rules, each rule's reason with its source; the verdict first."""
+    line(console, "verdict  ", judgement.verdict, "green" if judgement.possible else "red")
     line(console, "claim  ", _stated(judgement.claim))
     table = bare_table("rule", "word", "claimed", "bound", "impossible beyond", left=2)
     for finding in judgement.findings:
@@ -90,7 +91,6 @@ def render(judgement: Judgement, console: Console) -> None:
         console.print(
             Padding(Text(f"{finding.equation}{source}", style="dim"), (0, 0, 0, 2)), highlight=False
         )
-    line(console, "verdict  ", judgement.verdict, "green" if judgement.possible else "red")
 
 
 def _stated(claim: Claim) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from analysis.compare.sides import Side
 from analysis.run import Run
+from analysis.served import profile_served
 from analysis.words import printable
 
 Section = Literal["hardware", "server", "protocol", "clock", "sampling", "load", "scenario", "software"]
@@ -26,6 +27,8 @@ _SERVER = ("kind", "url", "model", "gpu", "dtype", "shards", "dialect", "schedul
 _POWER = ("interval_s", "baseline_s", "label")
 _DOMAIN = ("method", "averaging_s", "update_s")
 _LOAD = ("load", "prompts", "seed")
+_ORIGINS = ("sources", "uncertainty")
+"""Of a board's constants: where they are from, which is no difference of the board."""
 _BESIDES = ("name", "power")
 """Of a scenario: its name heads the columns; its power section is under sampling as it came out."""
 
@@ -41,7 +44,8 @@ class Listed:
 
 def listed(sides: Sequence[Side]) -> tuple[Listed, ...]:
     """Every key that is not the same in all runs of all sides, by section."""
-    told = [[dict(_facts(run)) for run in side.runs] for side in sides]
+    profiled = any("profile" in (run.manifest.get("server") or {}) for side in sides for run in side.runs)
+    told = [[dict(_facts(run, profiled)) for run in side.runs] for side in sides]
     keys = dict.fromkeys(key for side in told for run in side for key in run)
     found = []
     for section, key in sorted(keys, key=lambda pair: SECTIONS.index(pair[0])):
@@ -52,7 +56,7 @@ def listed(sides: Sequence[Side]) -> tuple[Listed, ...]:
     return tuple(found)
 
 
-def _facts(run: Run) -> Iterator[tuple[tuple[Section, str], Any]]:
+def _facts(run: Run, profiled: bool) -> Iterator[tuple[tuple[Section, str], Any]]:
     manifest = run.manifest
     for row in manifest.get("gpus") or ():
         board = row.get("domain") or f"board {row.get('index')}"
@@ -61,8 +65,14 @@ def _facts(run: Run) -> Iterator[tuple[tuple[Section, str], Any]]:
                 yield ("hardware", f"{board}.{key}"), value
     yield from _flat("hardware", "host", manifest.get("host"))
     server = manifest.get("server") or {}
-    for key in (*_SERVER, *(k for k in server if k not in _SERVER)):
+    for key in (*_SERVER, *(k for k in server if k not in (*_SERVER, "profile"))):
         yield from _flat("server", key, server.get(key))
+    if (
+        profiled and (board := profile_served(run)) is not None
+    ):  # its constants, also where they are the table's
+        for key, constants in (("board", board.gpu), ("efficiency", board.efficiency)):
+            values = {name: value for name, value in asdict(constants).items() if name not in _ORIGINS}
+            yield from _flat("server", key, values)
     for key in ("protocol", "closed_loop"):
         yield ("protocol", key), manifest.get(key)
     yield ("clock", "clock"), manifest.get("clock")

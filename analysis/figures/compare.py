@@ -162,7 +162,7 @@ def forest(
     note = "Bars: 95 % intervals of the ratio" + (f"; not for all: {missing}." if missing else ".")
     if len(rows) > len(shown):
         note += f" {len(rows) - len(shown)} more are not drawn."
-    said = f"{' and '.join(kinds)}; {_counted(ratios if metric is not None else ratios[:1])}"
+    said = f"{' and '.join(kinds)}; {_counted(ratios if metric is not None else _of_sides(comparison, side))}"
     row_in = _ROW_IN if metric is None else _BAR_IN
     sheet = Sheet(title, said, (_FRAME_IN + row_in * len(shown),), note=note)
     (ax,) = sheet.axes
@@ -188,6 +188,13 @@ def forest(
     ]
     more = f", and {len(rows) - len(words)} more" if len(rows) > len(words) else ""
     return sheet.finish(name, f"Ratios to {reference}, {load}: {'; '.join(words)}{more}.")
+
+
+def _of_sides(comparison: Comparison, side: int) -> list[Estimate]:
+    """Whose n heads the overview: of the pairs, or of both sides where nothing is paired."""
+    first = next(h for h in comparison.headlines if h.name in OVERVIEW and h.ratios[side - 1].value)
+    ratio = first.ratios[side - 1]
+    return [first.values[0], first.values[side]] if ratio.method.startswith("unpaired") else [ratio]
 
 
 Row = tuple[str, Estimate, bool, bool | None]

@@ -4,7 +4,8 @@
 |---|---|
 | ``schema``, ``kind`` | 1, ``loadgen-fit``; readers refuse another |
 | ``subject`` | ``model``, ``gpu``, ``dtype``, ``boards``, ``shards``, ``server``, ``scheduler``, \
-``constants``: the same in all runs; null where not told |
+``constants``: the same in all runs; null where not told. ``profile`` (of its constants, 8 hex digits), \
+``sm_clock_mhz``, ``power_cap_w``: only where a simulated board was set to one |
 | ``runs`` | names of the run directories |
 | ``load`` | ``one at a time`` or ``batched`` |
 | ``label`` | of the energies: ``measured``, ``estimated``, ``simulated``, or null without any |

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from analysis.attribution import Attribution
@@ -19,13 +21,16 @@ from analysis.fit.physical import physical
 from analysis.fit.sample import ALONE, Sample, sample
 from analysis.fit.slices import DECODE, PREFILL, TERMS, joint
 from analysis.run import Run
-from analysis.served import gpu_of, model_of
+from analysis.served import embedded_section, gpu_of, model_of
 from analysis.stats import LEVEL, student
 from loadgen.types import Floats
 
+Subject = Mapping[str, str | int | None]
 MOSTLY = 0.5
 """Share of the successes that must have been alone for laws of one request."""
-_SHOWN = {"constants": "hardware.draw", "label": "energies"}
+_HELD = {"profile": "board profile", "sm_clock_mhz": "SM clock in MHz", "power_cap_w": "power cap in W"}
+"""What a simulated board may have been set to; without it, it is the table's, at its own clock and limit."""
+_SHOWN = {"constants": "hardware.draw", "label": "energies", **_HELD}
 BATCHED = (
     "most requests were not alone: prefill and decode times contain queueing and the work of others, joules "
     "are shares of common steps; the study's forms describe this load, not the model (one at a time: "
@@ -39,11 +44,12 @@ def fit(runs: Sequence[Run]) -> Model:
 
     Of requests that were alone on the server, if most were; else of all, and marked so. A fit that
     the data do not allow stands in `Model.refused` with the reason. Runs must have the same
-    model, board, number format, server and kind of energy: raises FitError naming what differs,
-    also without runs and when nothing succeeded.
+    model, board at the same clock and cap, number format, server and kind of energy: raises FitError
+    naming what differs, also without runs, for one given twice and when nothing succeeded.
     """
     if not runs:
         raise FitError("fit: expected at least one run")
+    _once(runs)
     subject = _common([subject_of(run) for run in runs], runs)
     samples = [sample(run) for run in runs]
     labels = {s.label for s in samples if s.label is not None}
@@ -88,13 +94,20 @@ def fit(runs: Sequence[Run]) -> Model:
     )
 
 
-def subject_of(run: Run) -> dict[str, str | int | None]:
+def subject_of(run: Run) -> Subject:
     """What runs must share to be fitted together, as the manifest tells; None where it does not."""
     server = run.manifest.get("server") or {}
     gpu, model = gpu_of(run), model_of(run)
     names = sorted({str(row["name"]) for row in run.manifest.get("gpus") or () if row.get("name")})
     boards = [name for name in run.series if "gpu" in name.rpartition("/")[2] and "." not in name]
-    scenario = (run.manifest.get("scenario") or {}).get("server") or {}
+    hardware, profile = embedded_section(run, "hardware"), server.get("profile")
+    held: dict[str, str | None] = dict.fromkeys(_HELD)
+    if profile:
+        constants = orjson.dumps([profile.get("gpu"), profile.get("efficiency")], option=orjson.OPT_SORT_KEYS)
+        held["profile"] = hashlib.sha256(constants).hexdigest()[:8]
+    for key in ("sm_clock_mhz", "power_cap_w"):
+        if hardware.get(key) is not None:
+            held[key] = f"{hardware[key]:g}"
     return {
         "model": model.id if model is not None else server.get("model"),
         "gpu": gpu.id if gpu is not None else server.get("gpu") or (words(names) if names else None),
@@ -103,19 +116,32 @@ def subject_of(run: Run) -> dict[str, str | int | None]:
         "shards": server.get("shards"),
         "server": server.get("kind"),
         "scheduler": server.get("scheduler"),
-        "constants": (scenario.get("hardware") or {}).get("draw"),
+        "constants": hardware.get("draw"),
+        **{key: value for key, value in held.items() if value is not None},
     }
 
 
-def _common(
-    subjects: Sequence[Mapping[str, str | int | None]], runs: Sequence[Run]
-) -> Mapping[str, str | int | None]:
+def _once(runs: Sequence[Run]) -> None:
+    """Raises FitError for a run given twice: its requests would count as more than they are."""
+    seen = set()
+    for run in runs:
+        begun = (run.manifest.get("anchors") or {}).get("wall_utc")
+        same = (run.path.name, run.manifest.get("scenario_hash"), begun)
+        if begun is not None and same in seen:
+            raise FitError(f"fit: expected each run once, got {run.path.name} again")
+        seen.add(same)
+
+
+def _common(subjects: Sequence[Subject], runs: Sequence[Run]) -> Subject:
+    def told(subject: Subject, key: str) -> str:
+        return str(subject.get(key) or ("none" if key in _HELD else "not told"))
+
     first = subjects[0]
     for subject, run in zip(subjects[1:], runs[1:], strict=True):
         differing = [
-            f"{_SHOWN.get(key, key)} {first[key] or 'not told'} and {subject[key] or 'not told'}"
-            for key in first
-            if first[key] != subject[key]
+            f"{_SHOWN.get(key, key)} {told(first, key)} and {told(subject, key)}"
+            for key in dict.fromkeys([*first, *subject])
+            if first.get(key) != subject.get(key)
         ]
         if differing:
             raise FitError(

@@ -164,6 +164,8 @@ def _keeps_up(run: Run, sent_s: Floats, done_s: Floats, last_s: float) -> Rule:
             served,
             SERVED,
         )
-    return KEEPS_UP.holds(
-        f"{flight[0]:.3g} in flight after a quarter of the load, {flight[-1]:.3g} at its end", served, SERVED
-    )
+    said = f"{flight[0]:.3g} in flight after a quarter of the load, {flight[-1]:.3g} at its end"
+    if served < SERVED:  # a rise that is few requests, or no straight line, is a swing
+        few = f"a rise of {grown:.3g} requests, {GROWN_REQUESTS:g} would tell"
+        return KEEPS_UP.holds(f"{said}: {few if grown <= GROWN_REQUESTS else 'no steady rise'}")
+    return KEEPS_UP.holds(said, served, SERVED)

@@ -17,9 +17,10 @@ import numpy as np
 from analysis import stats
 from analysis.stats import student
 from analysis.stats.blocks import LEVEL, Blocks, Ints
-from analysis.stats.pairs import ONE_PAIR, Compared, degrees_of, p_of
+from analysis.stats.pairs import ONE_PAIR, Compared, degrees_of, p_of, same
 from loadgen.types import Estimate, Floats
 
+_ROUNDING = 1e-10
 _TIME_BLOCKS = re.compile(r"joint time blocks of \S+ s")
 
 
@@ -120,6 +121,9 @@ def _of_moves(
     what: str,
 ) -> Compared:
     """Difference and, on logarithms, ratio of two values whose errors are the means of ``a`` and ``b``."""
+    a, b = (np.zeros_like(x) if _level(x, at) else x for x, at in zip((a, b), values, strict=True))
+    if same(*values):
+        values = (values[0], values[0])
     value = values[1] - values[0]
     difference = _shifted(stats.mean(b - a, index, blocks, unit), value, n, what)
     p = p_of(difference, 0.0, degrees_of(difference))
@@ -134,6 +138,11 @@ def _of_moves(
         high=None if logs.high is None else math.exp(logs.high),
     )
     return Compared(difference, ratio, p, (ONE_PAIR,))
+
+
+def _level(moves: Floats, value: float) -> bool:
+    """Whether all that moves is what floating point leaves of ``value``."""
+    return float(np.abs(moves).max()) <= _ROUNDING * abs(value)
 
 
 def _shifted(estimate: Estimate, value: float, n: int, what: str) -> Estimate:

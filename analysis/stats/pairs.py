@@ -23,6 +23,8 @@ from loadgen.types import Estimate, Floats
 ENOUGH_PAIRS = 5
 ALPHA = 0.05
 """An adjusted p value up to this marks a difference as told from none."""
+ROUNDING = 1e-12
+"""Two values nearer than this share of the larger are the same one, summed in another order."""
 ONE_PAIR = (
     "one pair of runs: the interval holds for these two runs; how far a repetition would differ is not known"
 )
@@ -50,6 +52,9 @@ def unpaired(a: Estimate, b: Estimate) -> Compared:
     if a.unit != b.unit:
         raise ValueError(f"expected estimates of one unit, got {a.unit} and {b.unit}")
     n = min(a.n, b.n)
+    if same(a.value, b.value):
+        low, high = (a.value if end == b.value else end for end in (b.low, b.high))
+        b = replace(b, value=a.value, low=low, high=high)
     if a.value is None or b.value is None:
         why = (a if a.value is None else b).method
         return Compared(stats.missing(a.unit, why, n), stats.missing("1", why, n), None)
@@ -69,6 +74,11 @@ def unpaired(a: Estimate, b: Estimate) -> Compared:
         ratio = Estimate(times, "1", *ends, a.level, n, f"{_MOVER}, logarithms")
     freedom = _welch(_error_of(a), _error_of(b))
     return Compared(difference, ratio, p_of(difference, 0.0, freedom), (ONE_PAIR,))
+
+
+def same(a: float | None, b: float | None) -> bool:
+    """Whether two values differ by no more than `ROUNDING`."""
+    return a is not None and b is not None and abs(b - a) <= ROUNDING * max(abs(a), abs(b))
 
 
 def _quotient(value: float | None, n: int, why: str) -> Estimate:

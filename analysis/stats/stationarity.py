@@ -120,7 +120,7 @@ def settled(series: Floats) -> Settled:
 
 def steady_window(edges_s: Floats, series: Mapping[str, Floats]) -> Window:
     """The part of ``edges_s`` (K + 1,) in which every series, (K,) each, has settled."""
-    rule = f"MSER-5 and no trend at {1 - TREND_LEVEL:.0%}, over {', '.join(series)}"
+    rule = f"MSER-5 and no trend at {100 * (1 - TREND_LEVEL):.0f} %, over {', '.join(series)}"
     first = 0
     for name, values in series.items():
         found = settled(values)

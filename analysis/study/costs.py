@@ -106,10 +106,11 @@ def _statistics(values: Floats, at_s: Floats, blocks: Blocks, method: str) -> di
     if not len(values):
         why = f"the method {method} knows no phases" if len(known) else "no request succeeded in the window"
         return {name: stats.missing("J", why) for name in names}
-    found = {"mean": stats.mean(values, index, blocks, "J")}
     if method in ALIKE:
-        alike = stats.missing("J", f"{method} gives every success the same", len(values))
-        return found | dict.fromkeys(names[1:], alike)
+        why = f"{method} gives every success the same"
+        mean = stats.exact(float(values.mean()), "J", len(values), f"no interval: {why}")
+        return {"mean": mean} | dict.fromkeys(names[1:], stats.missing("J", why, len(values)))
+    found = {"mean": stats.mean(values, index, blocks, "J")}
     levels = list(QUANTILES.values())
     found.update(zip(QUANTILES, stats.quantiles(values, index, levels, blocks, "J"), strict=True))
     largest = stats.exact(

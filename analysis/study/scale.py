@@ -47,10 +47,13 @@ class Service:
 
     def _embodied(self) -> Embodied | None:
         kg, years, source = self.embodied_kg, self.embodied_years, self.embodied_source
-        if kg is None and years is None and source is None:
+        told = {"kg": kg, "years": years, "source": source}
+        lacking = [name for name, value in told.items() if value is None]
+        if len(lacking) == len(told) and self.embodied_hours_per_day == 24 and self.embodied_share == 1:
             return None
         if kg is None or years is None or source is None:
-            raise ConfigError("embodied: expected kg, years and source together; at least one is missing")
+            missing = ", ".join(lacking)
+            raise ConfigError(f"embodied: expected kg, years and source together; missing: {missing}")
         return Embodied(kg, years, source, self.embodied_hours_per_day, self.embodied_share)
 
 

@@ -88,12 +88,9 @@ def _energy(found: Study, console: Console) -> None:
     else:
         for key, name in _PHASES:
             row(name, getattr(parts, key), who)
-    unseen = f", {parts.unseen} of them unseen" if parts.unseen else ""
-    row(
-        "failed",
-        parts.failed_j,
-        f"{parts.failed:,} with tokens{unseen}" if unseen else f"{parts.failed:,} requests",
-    )
+    ended = max(parts.failed, gpu.failed if gpu is not None else 0)
+    tokens = f", {parts.failed:,} with tokens" if ended > parts.failed else ""
+    row("failed", parts.failed_j, f"{ended:,} {_plural(ended, 'request', 'requests')}{tokens}")
     row("warm-up", parts.warmup_j, f"{parts.warmups:,} {_plural(parts.warmups, 'request', 'requests')}")
     row(
         "unattributed", parts.unattributed_j, "while nothing ran" if parts.idle_j is not None else "left over"
@@ -202,7 +199,10 @@ def _weights(found: Study, console: Console) -> None:
         told.append(f"R2 {fit.r2:.3f} over {fit.n} stretches of a second")
     elif fit is not None:
         told.append("nothing to correct them by")
-    line(console, "weights   ", "; ".join(told))
+    poor = fit is not None and fit.r2 < 0
+    if poor:
+        told.append("they tell its power worse than its mean would, so doubt each request's share")
+    line(console, "weights   ", "; ".join(told), "yellow" if poor else "")
 
 
 def _macro(found: Macro, console: Console) -> None:

@@ -66,7 +66,7 @@ def energy(subject: Subject) -> Section:
     if told["spent"] is None:
         blocks.append(Prose(f"Not divided among requests: {told['reason']}.", "warn"))
     else:
-        blocks += [_divided(told)]
+        blocks += [_divided(told, found["parts"]["gpu"]["failed"])]
     blocks += [Prose(f"{note}.", "warn") for note in found["notes"]]
     blocks += side_by_side(subject.pictures.get("parts", ()))
     blocks.append(_components(subject))
@@ -81,7 +81,7 @@ def energy(subject: Subject) -> Section:
     return Section("energy", "Where the energy went", blocks, lead)
 
 
-def _divided(told: Mapping[str, Any]) -> Table:
+def _divided(told: Mapping[str, Any], failed: int) -> Table:
     spent = told["spent"]
     whole_j = known(spent["energy_j"]) or 0.0
     rows = []
@@ -100,6 +100,8 @@ def _divided(told: Mapping[str, Any]) -> Table:
         f"{figure(told['idle_w'], 'W')} from the {idle_from}. The rows add up to the "
         f"{figure(whole_j, 'J', 4)} of the window."
     )
+    if failed > spent["failed"]:
+        note += f" Of {count(failed)} that failed, the client saw tokens of {count(spent['failed'])}."
     if spent["unseen"]:
         unseen = count(spent["unseen"])
         note += f" Of {unseen} failed requests no token was seen: their cost is in the others' shares."
@@ -211,17 +213,12 @@ def uncertainty(subject: Subject) -> Section:
         if told["missing"]:
             blocks.append(Points([f"Not known, so not in it: {name}." for name in told["missing"]]))
     if gpu is not None and gpu["bound_j"] is not None:
-        blocks.append(
-            Facts(
-                (
-                    (
-                        "Certain bound by the readings",
-                        f"± {figure(gpu['bound_j'], 'J')} of {value_of(gpu['total_j'], 4)}",
-                    ),
-                    ("Of the boards' sensor gain", f"± {share(gpu['sensor_gain_error'])}, in no interval"),
-                )
-            )
-        )
+        bound = f"± {figure(gpu['bound_j'], 'J')} of {value_of(gpu['total_j'], 4)}"
+        facts = [("Certain bound by the readings", bound)]
+        if gpu["label"] == "measured":  # a simulated board has no gain
+            gain = f"± {share(gpu['sensor_gain_error'])}, in no interval"
+            facts.append(("Of the boards' sensor gain", gain))
+        blocks.append(Facts(facts))
     blocks += _envelope(subject.found["uncertainty"])
     lead = (
         "These are the same for every request of the run, so more requests do not average them out: they "
