@@ -169,11 +169,15 @@ def rows(run: Run, found: Sequence[Span], meter: Meter) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Instants:
-    """When requests fell due, were sent, succeeded and failed, sorted. ``latency_s``: the median, or none."""
+    """When requests fell due, were sent, succeeded and failed, sorted. ``latency_s``: the median, or none.
+
+    ``asked_s``: when those that succeeded fell due.
+    """
 
     due_s: Floats
     sent_s: Floats
     succeeded_s: Floats
+    asked_s: Floats
     failed_s: Floats
     latency_s: Floats
 
@@ -191,6 +195,7 @@ def _instants(run: Run) -> _Instants:
         np.sort(run.arrivals_s),
         np.sort(sent_s[~np.isnan(sent_s)]),
         np.sort(done_s[ok]),
+        np.sort(due_s[ok]),
         np.sort(failed_s[~np.isnan(failed_s)]),
         np.median(e2e_s, keepdims=True) if len(e2e_s) else np.empty(0),
     )
@@ -210,7 +215,9 @@ def _row(run: Run, span: Span, meter: Meter, held: _Instants, busy_s: float) -> 
             start_s, end_s, due_s, held.latency_s, run.period_s, update_s=meter.update_s or None
         )
         block_j, how = meter.joules(blocks.edges_s), meter.how
-        done = blocks.counts(blocks.index(succeeded_s))
+        # Of the whole run as the summary counts: by due time, with which a block's energy goes closer.
+        counted_s = held.asked_s if last and start_s == 0.0 else succeeded_s
+        done = blocks.counts(blocks.index(counted_s))
         total = stats.exact(float(block_j.sum()), "J", meter.count, f"{how}: energy of the window")
         what = f"{how}: energy / window"
         watts = stats.ratio(block_j, np.diff(blocks.edges_s), blocks, "W", blocks.count, what)
