@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from loadgen.physics.hardware import Efficiency, Gpu
 from loadgen.physics.power import busy_powers_w
-from loadgen.physics.transformer import DecodeLine, StepCost, StepModel
+from loadgen.physics.transformer import DecodeLine, StepCost, StepModel, StepRows
 from loadgen.physics.uncertainty import draw
 from loadgen.types import Floats
 
@@ -44,25 +44,9 @@ class Recorder:
         self._nodes: list[tuple[float, float, float]] = []
         self._kept: list[tuple[float, float, float]] = []
 
-    def step(
-        self,
-        *,
-        prefill_tokens: int = 0,
-        prefill_pairs: int = 0,
-        prefill_span_tokens: int = 0,
-        decode_rows: int = 0,
-        decode_context_tokens: int = 0,
-        emitting_rows: int = 0,
-    ) -> StepCost:
+    def step(self, **rows: Unpack[StepRows]) -> StepCost:
         """As the model; kept."""
-        cost = self._model.step(
-            prefill_tokens=prefill_tokens,
-            prefill_pairs=prefill_pairs,
-            prefill_span_tokens=prefill_span_tokens,
-            decode_rows=decode_rows,
-            decode_context_tokens=decode_context_tokens,
-            emitting_rows=emitting_rows,
-        )
+        cost = self._model.step(**rows)
         self._nodes.append((cost.duration_s, cost.flop, cost.traffic_bytes))
         return cost
 

@@ -6,12 +6,14 @@ overshoot and the mean over a second holds; here each step holds by itself.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from loadgen.physics.clocks import at_clock, clocks_of, most_power_w
 from loadgen.physics.formats import Dtype
 from loadgen.physics.hardware import Efficiency, Gpu
 from loadgen.physics.models import Transformer
 from loadgen.physics.power import busy_power_w
-from loadgen.physics.transformer import DecodeLine, StepCost, StepModel
+from loadgen.physics.transformer import DecodeLine, StepCost, StepModel, StepRows
 
 
 class CappedStepModel:
@@ -48,27 +50,11 @@ class CappedStepModel:
         lowest = self._at(len(self._models) - 1)
         self.limit_w = max(cap_w, most_power_w(lowest.gpu, lowest.efficiency))
 
-    def step(
-        self,
-        *,
-        prefill_tokens: int = 0,
-        prefill_pairs: int = 0,
-        prefill_span_tokens: int = 0,
-        decode_rows: int = 0,
-        decode_context_tokens: int = 0,
-        emitting_rows: int = 0,
-    ) -> StepCost:
+    def step(self, **rows: Unpack[StepRows]) -> StepCost:
         """The cost of one forward pass at the clock the cap leaves; arguments as `StepModel.step`."""
 
         def at(index: int) -> StepCost:
-            return self._at(index).step(
-                prefill_tokens=prefill_tokens,
-                prefill_pairs=prefill_pairs,
-                prefill_span_tokens=prefill_span_tokens,
-                decode_rows=decode_rows,
-                decode_context_tokens=decode_context_tokens,
-                emitting_rows=emitting_rows,
-            )
+            return self._at(index).step(**rows)
 
         found = at(0)
         if found.power_w <= self.cap_w:
@@ -118,9 +104,9 @@ class CappedStepModel:
         """Mean watts of one board at the highest clock: that of the steps of a `decode_line`."""
         return self._top.power_w(duration_s, flop, traffic_bytes)
 
-    def clock_mhz(self, **work: int) -> float:
+    def clock_mhz(self, **rows: Unpack[StepRows]) -> float:
         """The clock a step runs at; arguments as `step`."""
-        if self.step(**work).power_w == self._top.step(**work).power_w:
+        if self.step(**rows).power_w == self._top.step(**rows).power_w:
             return self.clocks_mhz[0]
         return self.clocks_mhz[self._last]
 

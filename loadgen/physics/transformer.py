@@ -10,7 +10,7 @@ what the boards of one replica tell each other.
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from loadgen.physics.formats import Dtype
 from loadgen.physics.groups import Gemm, groups_of, layer_peak_flop_per_s
@@ -26,6 +26,17 @@ class StepCost(NamedTuple):
     power_w: float
     flop: float
     traffic_bytes: float
+
+
+class StepRows(TypedDict, total=False):
+    """The arguments of `StepModel.step`, for those that hand them on."""
+
+    prefill_tokens: int
+    prefill_pairs: int
+    prefill_span_tokens: int
+    decode_rows: int
+    decode_context_tokens: int
+    emitting_rows: int
 
 
 class DecodeLine(NamedTuple):
