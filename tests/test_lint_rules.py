@@ -336,3 +336,17 @@ def test_without_a_known_board_only_its_own_idle_and_limit_are_judged() -> None:
     assert words["own-idle"] == "holds" and words["power-limit"] == "not judged"
     floors = ("bare-idle-floor", "loaded-idle-floor", "flop-floor", "byte-floor", "flop-floor-tdp")
     assert {words[rule] for rule in floors} == {"not judged"}
+
+
+# --- energy that was read and is not known ---
+
+
+def test_gpu_energy_that_was_read_in_vain_warns_and_holds_nothing() -> None:
+    """Found on a run of one request, too short for its sensor: both rules held."""
+    brief = run_of(lattice(200, 0.5), constant(300.0, 10.0), end_s=100.0)
+    rule = said(brief, "energy-available")
+    assert rule.verdict == "warning" and rule.sentence.startswith("energy of gpu is unavailable: ")
+    assert said(brief, "energy-intervals").verdict == "not judged"
+    whole = run_of(lattice(200, 0.5), constant(300.0, 100.5), end_s=100.0)
+    assert said(whole, "energy-available").verdict == "holds"
+    assert said(whole, "energy-intervals").sentence == "energy of gpu is known in blocks"

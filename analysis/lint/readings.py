@@ -74,7 +74,7 @@ def _available(run: Run, parts: Mapping[Part, PartEnergy]) -> Iterator[Rule]:
     told = False
     for part in parts.values():
         read = any(name.rpartition("/")[2].startswith(part.part) for name in run.series)
-        if part.reason is not None and read and part.part != "gpu":  # the GPU's stands above the table
+        if part.reason is not None and read:
             told = True
             yield AVAILABLE.warns(f"energy of {part.part} is unavailable: {part.reason}")
     if told:
@@ -96,7 +96,7 @@ def _blocks_and_best(parts: Mapping[Part, PartEnergy]) -> Iterator[Rule]:
         yield BLOCKS.warns(f"no intervals for the energy of {name}: {why}")
     passed = [board for part in parts.values() for board in part.boards if board.passed_over is not None]
     if not slow:
-        found = "every part's energy is known in blocks"
+        found = f"energy of {', '.join(part.part for part in known)} is known in blocks"
         yield BLOCKS.holds(found) if known else BLOCKS.not_judged("no energy is known")
     for board in passed:
         yield BEST.warns(f"energy: {board.passed_over}; {board.domain} was integrated instead")
